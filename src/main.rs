@@ -1,0 +1,3 @@
+//! The `hostveil` command.
+
+fn main() {}

@@ -1,0 +1,146 @@
+//! Secrets in memory: passphrases, key files' contents and volume keys.
+//!
+//! Guaranteed: a secret lies in locked memory that no core dump contains (`sys::SecretPages`), is
+//! zeroed when dropped, has no `Clone` and no `Debug` that shows it, and is compared in constant
+//! time. Not guaranteed: that the operating system allowed the locking (a warning is logged once),
+//! and nothing about copies inside cipher libraries, which are zeroed but not locked (SECURITY.md).
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+use crate::env::Entropy;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::SecretPages;
+
+/// Secret bytes of a fixed length.
+pub struct SecretBytes {
+    pages: SecretPages,
+}
+
+impl SecretBytes {
+    /// `len` zero bytes, to be filled in.
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let pages = SecretPages::new(len)
+            .map_err(|e| Error::new(ErrorKind::OutOfMemory, "no memory for a secret").because(e))?;
+        if !pages.is_locked() {
+            warn_unlocked();
+        }
+        Ok(Self { pages })
+    }
+
+    /// A copy of `bytes`, whose original the caller should zero.
+    pub fn copy_of(bytes: &[u8]) -> Result<Self> {
+        let mut secret = Self::zeroed(bytes.len())?;
+        secret.expose_mut().copy_from_slice(bytes);
+        Ok(secret)
+    }
+
+    /// Fresh random bytes.
+    pub fn random(len: usize, entropy: &dyn Entropy) -> Result<Self> {
+        let mut secret = Self::zeroed(len)?;
+        entropy.fill(secret.expose_mut())?;
+        Ok(secret)
+    }
+
+    /// The first `len` bytes, moved into a secret of their own; `self` is zeroed.
+    pub fn truncated(self, len: usize) -> Result<Self> {
+        Self::copy_of(&self.expose()[..len.min(self.len())])
+    }
+
+    /// The bytes. Every call is a place where a secret may get out.
+    pub fn expose(&self) -> &[u8] {
+        self.pages.bytes()
+    }
+
+    /// The bytes, to be changed.
+    pub fn expose_mut(&mut self) -> &mut [u8] {
+        self.pages.bytes_mut()
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.pages.bytes().len()
+    }
+
+    /// Whether there is not a single byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether both hold the same bytes, in time that depends on the lengths only.
+    pub fn equals(&self, other: &[u8]) -> bool {
+        self.expose().ct_eq(other).into()
+    }
+}
+
+impl Drop for SecretBytes {
+    fn drop(&mut self) {
+        self.expose_mut().zeroize();
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretBytes({} bytes)", self.len())
+    }
+}
+
+/// What a user unlocks a volume with: a typed passphrase or all bytes of a key file. Key slots do
+/// not tell the two apart.
+#[derive(Debug)]
+pub struct Passphrase(SecretBytes);
+
+impl Passphrase {
+    /// Takes the bytes as they are.
+    pub fn new(bytes: SecretBytes) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes. Every call is a place where a secret may get out.
+    pub fn expose(&self) -> &[u8] {
+        self.0.expose()
+    }
+}
+
+/// The key that a volume's data is encrypted with; key slots hold it wrapped.
+#[derive(Debug)]
+pub struct VolumeKey(SecretBytes);
+
+impl VolumeKey {
+    /// Takes the bytes as they are.
+    pub fn new(bytes: SecretBytes) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes. Every call is a place where a secret may get out.
+    pub fn expose(&self) -> &[u8] {
+        self.0.expose()
+    }
+}
+
+/// Says once a process that secrets may be swapped out.
+fn warn_unlocked() {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            "keys could not be locked into memory and may be swapped to disk; raise the limit (ulimit -l), \
+             or turn swap off or encrypt it"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_the_length_only() {
+        let secret = SecretBytes::copy_of(b"correct horse").unwrap();
+        assert!(secret.equals(b"correct horse") && !secret.equals(b"correct horsf") && !secret.equals(b""));
+        let shown = format!("{:?}", VolumeKey::new(secret));
+        assert_eq!(shown, "VolumeKey(SecretBytes(13 bytes))");
+    }
+}
