@@ -85,25 +85,29 @@ as_root() {
 }
 
 apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@"; }
+# Each index that apt's sources name: where it comes from, its release, its component.
+apt_indexes() { apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages'; }
 apt_install() { apt_get install --no-remove --no-install-recommends "$@"; }
 
 # A QEMU tool that came from backports allows no other part of QEMU but those of
 # the same release, and backports need not be among apt's sources. So ask there,
 # with sources and lists of our own, which vanish with this script.
 install_from_backports() {
-  local suite private=$work/apt parts list uri key line packages=() package
+  local suite private=$work/apt parts list uri signed='' packages=() package
+  local key=/usr/share/keyrings/debian-archive-keyring.gpg
   suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")-backports
   say "the parts of QEMU do not fit together with those installed; trying $suite"
   mkdir -p "$private/sources.d" "$private/lists/partial" "$private/cache/archives/partial"
   eval "$(apt-config shell list Dir::Etc::sourcelist/f parts Dir::Etc::sourceparts/d)"
   [ ! -d "$parts" ] || find "$parts" -maxdepth 1 \( -name '*.list' -o -name '*.sources' \) \
     -exec cp {} "$private/sources.d/" \;
-  # Wherever the release itself comes from, its backports do too.
-  line=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT) $(SIGNED_BY)' 'Created-By: Packages' |
-    awk -v codename="${suite%-backports}" '$2 == codename && $3 == "main" { print; exit }')
-  [ -n "$line" ] || die "apt's sources do not say where ${suite%-backports} comes from"
-  read -r uri _ _ key <<<"$line"
-  echo "deb ${key:+[signed-by=${key%%,*}] }$uri $suite main" >"$private/sources.d/hostveil-backports.list"
+  if ! apt_indexes | grep -q " $suite main$"; then
+    # Wherever the release itself comes from, its backports do too.
+    uri=$(apt_indexes | awk -v codename="${suite%-backports}" '$2 == codename && $3 == "main" { print $1; exit }')
+    [ -n "$uri" ] || die "apt's sources do not say where ${suite%-backports} comes from"
+    [ ! -e "$key" ] || signed=" [signed-by=$key]"
+    echo "deb$signed $uri $suite main" >"$private/sources.d/hostveil-backports.list"
+  fi
 
   local options=(-o Dir::Etc::sourceparts="$private/sources.d" -o Dir::Etc::sourcelist="$list"
     -o Dir::State::lists="$private/lists" -o Dir::Cache="$private/cache")
