@@ -1,3 +1,7 @@
-//! The `hostveil` command.
+//! The `hostveil` command; everything about it is in the library's `cli`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hostveil::cli::run()
+}

@@ -60,6 +60,13 @@ impl FileBacking {
         Self::from_open(file, path, kind, access)
     }
 
+    /// Opens what lies at `path` for a look: read-only, without a lock, also while others use it.
+    pub fn open_unlocked(path: &Path) -> Result<Self> {
+        let kind = kind_at(path)?;
+        let file = File::open(path).map_err(|e| open_error(path, e))?;
+        Ok(Self::new(file, path, kind))
+    }
+
     /// Takes over a file that has just been made for `path`, and locks it.
     pub fn adopt(file: File, path: &Path) -> Result<Self> {
         Self::from_open(file, path, Kind::File, Access::ReadWrite)
@@ -67,8 +74,12 @@ impl FileBacking {
 
     fn from_open(file: File, path: &Path, kind: Kind, access: Access) -> Result<Self> {
         lock::lock(file.as_fd(), access, path)?;
+        Ok(Self::new(file, path, kind))
+    }
+
+    fn new(file: File, path: &Path, kind: Kind) -> Self {
         let yes = || AtomicBool::new(true);
-        Ok(Self { file, path: path.to_owned(), kind, write_through: yes(), punches: yes() })
+        Self { file, path: path.to_owned(), kind, write_through: yes(), punches: yes() }
     }
 
     /// Whether this is a file or a device.
@@ -145,7 +156,9 @@ impl Backing for FileBacking {
                 Ok(0) => return Err(self.failed("writing", at, data.len() as u64, Errno::IO)),
                 Ok(written) => done += written,
                 Err(Errno::INTR) => {}
-                Err(Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => self.write_through.store(false, Ordering::Relaxed),
+                Err(Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => {
+                    self.write_through.store(false, Ordering::Relaxed)
+                }
                 Err(error) => return Err(self.failed("writing", at, data.len() as u64, error)),
             }
         }
@@ -235,8 +248,17 @@ mod tests {
 
     #[test]
     fn what_is_no_disk_is_refused() {
-        assert_eq!(FileBacking::open(Path::new("/dev/null"), Access::ReadOnly).err().unwrap().kind(), ErrorKind::WrongDevice);
-        assert_eq!(FileBacking::open(Path::new("/"), Access::ReadOnly).err().unwrap().kind(), ErrorKind::WrongDevice);
-        assert_eq!(FileBacking::open(Path::new("/nowhere/x"), Access::ReadOnly).err().unwrap().kind(), ErrorKind::NotFound);
+        assert_eq!(
+            FileBacking::open(Path::new("/dev/null"), Access::ReadOnly).err().unwrap().kind(),
+            ErrorKind::WrongDevice
+        );
+        assert_eq!(
+            FileBacking::open(Path::new("/"), Access::ReadOnly).err().unwrap().kind(),
+            ErrorKind::WrongDevice
+        );
+        assert_eq!(
+            FileBacking::open(Path::new("/nowhere/x"), Access::ReadOnly).err().unwrap().kind(),
+            ErrorKind::NotFound
+        );
     }
 }

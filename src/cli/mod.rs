@@ -1,1 +1,90 @@
-//! stub
+//! The command line: arguments, prompts, progress bars, messages and exit codes. The only room where
+//! `anyhow` lives.
+
+mod attach;
+mod demo;
+mod exit;
+mod format;
+mod inspect;
+mod progress;
+mod prompt;
+mod serve;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Encrypted block devices for VMs: what the host stores is ciphertext only.
+#[derive(Parser)]
+#[command(
+    name = "hostveil",
+    version,
+    about,
+    arg_required_else_help = true,
+    after_help = "A first look:  hostveil demo\n\n\
+                  A disk for a VM:\n  \
+                  hostveil-keygen -o vm.key\n  \
+                  hostveil format --size 20G --key-file vm.key disk.img\n  \
+                  hostveil serve --key-file vm.key disk.img\n",
+    after_long_help = exit::CODES_HELP
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Say more on stderr; twice, for every connection and request [RUST_LOG overrides]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Format(format::Args),
+    Serve(serve::Args),
+    Inspect(inspect::Args),
+    Demo(demo::Args),
+}
+
+/// Parses the arguments, runs the command, prints its error, and gives the process's exit code.
+pub fn run() -> ExitCode {
+    if let Err(error) = crate::sys::forbid_dumps() {
+        eprintln!("hostveil: core dumps cannot be forbidden: {error}");
+        return ExitCode::from(exit::GENERAL);
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::GENERAL } else { exit::OK });
+        }
+    };
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Command::Format(args) => format::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(exit::report(&error)),
+    }
+}
+
+/// Logs go to stderr, so that stdout holds only what was asked for.
+fn start_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "hostveil=info",
+        1 => "hostveil=debug",
+        _ => "hostveil=trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

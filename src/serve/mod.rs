@@ -1,1 +1,21 @@
-//! stub
+//! The NBD server: listeners, sessions and workers around the protocol core.
+//!
+//! A connection has one thread that reads requests and, as long as the disk answers at memory speed,
+//! carries them out itself; what would make it wait goes to the workers that all connections share.
+//! Replies gather in the connection's [`outbox`] and leave many to a system call.
+//!
+//! ```text
+//! socket -> receiver -> nbd::Transmission -> placement -+-> execute (same thread) -+-> outbox -> socket
+//!                                                       +-> workers -> execute ----+
+//! ```
+
+mod credits;
+mod execute;
+mod outbox;
+mod placement;
+mod receiver;
+mod server;
+mod session;
+mod workers;
+
+pub use server::{Limits, Server, Service, Stopper};

@@ -1,0 +1,125 @@
+//! `hostveil format`: makes a volume.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::env::OsEntropy;
+use crate::luks;
+use crate::units::{BlockSize, ByteCount};
+use crate::volume::{self, CreateOptions, Target, VolumeType};
+
+use super::attach::shell_quoted;
+use super::progress::Bar;
+use super::prompt::KeyArgs;
+
+/// Make an encrypted volume in a file or on a block device
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    hostveil format --size 20G disk.img                     asks twice for a passphrase\n  \
+    hostveil format --size 20G --key-file vm.key disk.img   a key file from hostveil-keygen\n  \
+    hostveil format --key-file vm.key /dev/vg0/vm           the whole block device\n\n\
+    A new file appears under its name only when it is whole: an interrupted format leaves nothing.")]
+pub(super) struct Args {
+    /// The file to make, or the block device to use
+    disk: PathBuf,
+
+    /// The volume's format
+    #[arg(long = "type", value_enum, default_value_t = TypeArg::Luks)]
+    kind: TypeArg,
+
+    /// The size that the guest sees, for example 20G; the file is 16 MiB larger. May be left out for
+    /// a block device
+    #[arg(long)]
+    size: Option<ByteCount>,
+
+    #[command(flatten)]
+    key: KeyArgs,
+
+    /// The encryption unit in bytes: 4096 is faster, 512 suits guests that write single sectors
+    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_sector_size)]
+    sector_size: BlockSize,
+
+    /// A label, stored in clear, up to 47 bytes
+    #[arg(long, default_value = "")]
+    label: String,
+
+    /// What makes guessing a passphrase slow; calibrated to about a second on this machine
+    #[arg(long, value_enum, default_value_t = PbkdfArg::Argon2id)]
+    pbkdf: PbkdfArg,
+
+    /// Reserve the whole file's space now
+    #[arg(long)]
+    preallocate: bool,
+
+    /// Overwrite what looks like data or another volume
+    #[arg(long)]
+    force: bool,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum TypeArg {
+    /// AES-256-XTS, readable by cryptsetup: confidential, not authenticated
+    Luks,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PbkdfArg {
+    /// Memory-hard
+    Argon2id,
+    /// Not memory-hard: for key files, old machines and FIPS
+    Pbkdf2,
+}
+
+impl From<TypeArg> for VolumeType {
+    fn from(kind: TypeArg) -> Self {
+        match kind {
+            TypeArg::Luks => Self::Luks,
+        }
+    }
+}
+
+fn parse_sector_size(text: &str) -> Result<BlockSize, String> {
+    match text {
+        "512" => Ok(BlockSize::B512),
+        "4096" => Ok(BlockSize::B4096),
+        _ => Err("must be 512 or 4096".to_owned()),
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<()> {
+    let options = CreateOptions {
+        kind: args.kind.into(),
+        size: args.size,
+        sector_size: args.sector_size,
+        label: args.label,
+        pbkdf: match args.pbkdf {
+            PbkdfArg::Argon2id => luks::PbkdfChoice::Argon2id,
+            PbkdfArg::Pbkdf2 => luks::PbkdfChoice::Pbkdf2,
+        },
+        preallocate: args.preallocate,
+        force: args.force,
+    };
+    // Everything that can be refused is refused before the user is asked for a passphrase.
+    let target = Target::examine(&args.disk, &options)?;
+    let passphrase = args.key.new_key(&args.disk.display().to_string())?;
+    let progress = Bar::new()?;
+    let made = volume::create(target, &options, &passphrase, &OsEntropy, &progress)?;
+    drop(progress);
+    if args.json {
+        println!("{}", serde_json::to_string(&made)?);
+    } else {
+        let key =
+            args.key.key_file.map(|f| format!(" --key-file {}", shell_quoted(&f.display().to_string())));
+        println!("Made a {} volume of {}, UUID {}.", made.kind, ByteCount(made.size), made.uuid);
+        println!("Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.");
+        let disk = shell_quoted(&args.disk.display().to_string());
+        println!("Next:  hostveil serve{} {disk}", key.unwrap_or_default());
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! [`Outbox`]: a connection's replies on their way to the socket, many to a system call.
+//!
+//! Whoever has replies to send and finds nobody sending becomes the sender, and sends until the queue
+//! is empty, also what others add meanwhile. A worker must not sleep for a client that does not read:
+//! where the socket is full it leaves the rest to the connection's own writer thread, which exists
+//! only from the first time that it is needed.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::block::Buffer;
+use crate::nbd::Header;
+use crate::net::{Patience, Stream};
+
+use super::credits::Credit;
+
+/// Parts of one `sendmsg`; the kernel's limit is 1024.
+const MAX_PARTS: usize = 128;
+
+/// One reply: its header, its payload, and the credit that is given back when both have left.
+pub(super) struct Reply {
+    pub(super) header: Header,
+    pub(super) payload: Payload,
+    pub(super) credit: Option<Credit>,
+}
+
+/// What follows a reply's header.
+pub(super) enum Payload {
+    Nothing,
+    Data(Buffer),
+    Bytes(Vec<u8>),
+}
+
+impl Payload {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Nothing => &[],
+            Self::Data(buffer) => buffer,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// A connection's sending half.
+pub(super) struct Outbox {
+    stream: Arc<Stream>,
+    state: Mutex<State>,
+    /// Wakes the writer thread: replies were left to it, or the connection ends.
+    left_over: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Reply>,
+    /// The memory of the queue that was sent last, for the next.
+    spare: VecDeque<Reply>,
+    /// How much of the queue's first reply has left.
+    sent: usize,
+    role: Role,
+    writer: Option<std::thread::JoinHandle<()>>,
+    /// The socket failed or the session ends: nothing is queued any more.
+    closed: bool,
+}
+
+/// Who sends at the moment.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Role {
+    #[default]
+    Nobody,
+    /// The thread that is in `send`.
+    Caller,
+    /// The writer thread, or it is about to.
+    Writer,
+}
+
+impl Outbox {
+    pub(super) fn new(stream: Arc<Stream>) -> Arc<Self> {
+        Arc::new(Self { stream, state: Mutex::default(), left_over: Condvar::new() })
+    }
+
+    /// Queues a reply. It leaves with the next [`Self::send`] or [`Self::send_now`] of anybody.
+    pub(super) fn push(&self, reply: Reply) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.queue.push_back(reply);
+        }
+    }
+
+    /// Sends what is queued, sleeping where the socket is full: for the connection's own thread.
+    pub(super) fn send(&self) {
+        let mut state = self.lock();
+        if state.role == Role::Nobody && !state.queue.is_empty() {
+            state.role = Role::Caller;
+            let _ = self.send_queue(state, Patience::Wait);
+        }
+    }
+
+    /// Sends what is queued without sleeping; the rest is left to the writer thread.
+    pub(super) fn send_now(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.role != Role::Nobody || state.queue.is_empty() {
+            return;
+        }
+        state.role = Role::Caller;
+        if let Err(error) = self.send_queue(state, Patience::Now)
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            self.leave_to_writer();
+        }
+    }
+
+    /// Ends the writer thread; what is still queued is dropped.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.queue.clear();
+        let writer = state.writer.take();
+        drop(state);
+        self.left_over.notify_all();
+        if let Some(writer) = writer {
+            let _ = writer.join();
+        }
+    }
+
+    /// Sends until the queue is empty, then gives the role of the sender up. On `WouldBlock` the
+    /// role is kept, for the writer thread; on any other error the connection is over.
+    fn send_queue<'a>(&'a self, mut state: MutexGuard<'a, State>, patience: Patience) -> io::Result<()> {
+        let mut batch = std::mem::take(&mut state.spare);
+        loop {
+            std::mem::swap(&mut batch, &mut state.queue);
+            let mut sent = std::mem::take(&mut state.sent);
+            if batch.is_empty() {
+                state.spare = batch;
+                state.role = Role::Nobody;
+                return Ok(());
+            }
+            drop(state);
+            let result = self.send_batch(&mut batch, &mut sent, patience);
+            state = self.lock();
+            if let Err(error) = result {
+                if error.kind() == io::ErrorKind::WouldBlock && !state.closed {
+                    batch.append(&mut state.queue);
+                    (state.queue, state.sent) = (batch, sent);
+                } else {
+                    state.closed = true;
+                    state.role = Role::Nobody;
+                    state.queue.clear();
+                    self.stream.hang_up();
+                }
+                return Err(error);
+            }
+        }
+    }
+
+    /// Sends `batch` from byte `sent` of its first reply on; what has left is removed from it, which
+    /// returns its credit.
+    fn send_batch(
+        &self,
+        batch: &mut VecDeque<Reply>,
+        sent: &mut usize,
+        patience: Patience,
+    ) -> io::Result<()> {
+        while !batch.is_empty() {
+            let mut parts = Parts::new();
+            let mut skip = *sent;
+            for reply in batch.iter() {
+                for part in [&reply.header[..], reply.payload.bytes()] {
+                    let skipped = skip.min(part.len());
+                    skip -= skipped;
+                    parts.push(&part[skipped..]);
+                }
+                if parts.is_full() {
+                    break;
+                }
+            }
+            *sent += self.stream.send(parts.as_slice(), patience)?;
+            while let Some(first) = batch.front() {
+                let len = first.header.len() + first.payload.bytes().len();
+                if *sent < len {
+                    break;
+                }
+                *sent -= len;
+                batch.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the sender's role to the writer thread, starting it if there is none yet.
+    fn leave_to_writer(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.role = Role::Writer;
+        if state.writer.is_none() && !state.closed {
+            let outbox = Arc::clone(self);
+            let thread = std::thread::Builder::new().name("nbd-writer".into());
+            match thread.spawn(move || outbox.write_left_overs()) {
+                Ok(writer) => state.writer = Some(writer),
+                Err(error) => {
+                    tracing::error!(%error, "no thread for a connection's replies; it is closed");
+                    state.closed = true;
+                    self.stream.hang_up();
+                }
+            }
+        }
+        drop(state);
+        self.left_over.notify_all();
+    }
+
+    /// The writer thread.
+    fn write_left_overs(&self) {
+        loop {
+            let idle = |state: &mut State| state.role != Role::Writer && !state.closed;
+            let state = self.left_over.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+            if state.closed || self.send_queue(state, Patience::Wait).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The parts of one `sendmsg`, gathered without an allocation.
+struct Parts<'a> {
+    parts: [IoSlice<'a>; MAX_PARTS],
+    count: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn new() -> Self {
+        Self { parts: [IoSlice::new(&[]); MAX_PARTS], count: 0 }
+    }
+
+    fn push(&mut self, part: &'a [u8]) {
+        if !part.is_empty() && self.count < MAX_PARTS {
+            self.parts[self.count] = IoSlice::new(part);
+            self.count += 1;
+        }
+    }
+
+    /// Whether there may be no room for another reply's two parts.
+    fn is_full(&self) -> bool {
+        self.count + 2 > MAX_PARTS
+    }
+
+    fn as_slice(&self) -> &[IoSlice<'a>] {
+        &self.parts[..self.count]
+    }
+}

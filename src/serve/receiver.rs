@@ -1,0 +1,100 @@
+//! [`Receiver`]: the receiving half of a connection. Many small requests arrive in one system call, and
+//! a large payload goes straight into its own buffer.
+
+use std::io::{self, IoSliceMut};
+use std::sync::Arc;
+
+use crate::net::Stream;
+
+/// Enough for 32 writes of 4 KiB with their headers, and a little more.
+const SIZE: usize = 144 << 10;
+/// After a payload of this size the next one is likely to be as large: what is received behind it
+/// into `buffer`, and would have to be copied from there, is kept short.
+const LARGE: usize = 64 << 10;
+const BEHIND_LARGE: usize = 4 << 10;
+
+/// Receives from a stream into a buffer, or past it.
+pub(super) struct Receiver {
+    stream: Arc<Stream>,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Receiver {
+    pub(super) fn new(stream: Arc<Stream>) -> Self {
+        Self { stream, buffer: vec![0; SIZE].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// What has been received and not yet consumed.
+    pub(super) fn buffered(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Drops the first `count` buffered bytes.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Waits until at least `count` bytes are buffered. `false` at the stream's end.
+    ///
+    /// # Errors
+    /// Those of the socket; `UnexpectedEof` when the stream ends in the middle of the `count` bytes;
+    /// `InvalidInput` for a `count` larger than the buffer.
+    pub(super) fn fill(&mut self, count: usize) -> io::Result<bool> {
+        if count > self.buffer.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if self.start + count > self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        while self.end - self.start < count {
+            match self.stream.receive(&mut [IoSliceMut::new(&mut self.buffer[self.end..])])? {
+                0 if self.start == self.end => return Ok(false),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                received => self.end += received,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Receives exactly `into.len()` bytes.
+    pub(super) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
+        let ready = self.buffered().len().min(into.len());
+        into[..ready].copy_from_slice(&self.buffer[self.start..self.start + ready]);
+        self.consume(ready);
+        let behind = if into.len() >= LARGE { BEHIND_LARGE } else { self.buffer.len() };
+        let mut done = ready;
+        while done < into.len() {
+            // Nothing is buffered here: the loop runs only after the buffer was used up.
+            let (rest, buffer) = (&mut into[done..], &mut self.buffer[..behind]);
+            let wanted = rest.len();
+            match self.stream.receive(&mut [IoSliceMut::new(rest), IoSliceMut::new(buffer)])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                received if received > wanted => {
+                    (self.start, self.end) = (0, received - wanted);
+                    done += wanted;
+                }
+                received => done += received,
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives and drops exactly `count` bytes.
+    pub(super) fn discard(&mut self, mut count: u64) -> io::Result<()> {
+        while count > 0 {
+            if self.buffered().is_empty() && !self.fill(1)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let now = (self.buffered().len() as u64).min(count);
+            self.consume(usize::try_from(now).unwrap_or(0));
+            count -= now;
+        }
+        Ok(())
+    }
+}

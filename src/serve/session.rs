@@ -1,0 +1,222 @@
+//! A connection from its first byte to its last: handshake, then requests until the client leaves, the
+//! server stops, or the client breaks the protocol.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::block::{Buffer, Disk};
+use crate::error::Result;
+use crate::nbd::{
+    Admission, Command, Handshake, Header, Negotiated, Replies, Request, Step, Transmission, wire,
+};
+use crate::net::Stream;
+
+use super::credits::{Credit, Credits};
+use super::execute::execute;
+use super::outbox::{Outbox, Payload, Reply};
+use super::placement::Placement;
+use super::receiver::Receiver;
+use super::server::Shared;
+
+/// How long a client may take for the whole handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
+/// Replies that gather before they are sent although more requests are at hand.
+const GATHER: usize = 32;
+
+/// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
+pub(super) fn run(shared: &Arc<Shared>, stream: &Arc<Stream>) {
+    let peer = stream.peer().to_owned();
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, stream)));
+    stream.hang_up();
+    match outcome {
+        Ok(Ok(ended)) => tracing::info!(peer, "connection ended: {ended}"),
+        Ok(Err(error)) => tracing::warn!(peer, "connection ended: {error}"),
+        Err(_) => tracing::error!(peer, "connection ended: a fault in this server; please report it"),
+    }
+}
+
+/// Why a connection ended, for the log.
+type Ended = std::borrow::Cow<'static, str>;
+
+fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>) -> std::io::Result<Ended> {
+    let mut receiver = Receiver::new(Arc::clone(stream));
+    let negotiated = match negotiate(shared, stream, &mut receiver)? {
+        Ok(negotiated) => negotiated,
+        Err(ended) => return Ok(ended),
+    };
+    let service = &shared.services[negotiated.export];
+    tracing::info!(peer = stream.peer(), export = service.export.name, "client attached");
+    let session = Arc::new(Session {
+        shared: Arc::clone(shared),
+        disk: service.disk.clone(),
+        replies: negotiated.replies(),
+        outbox: Outbox::new(Arc::clone(stream)),
+        placement: Placement::default(),
+        stream: Arc::clone(stream),
+    });
+    let transmission = Transmission::new(&service.export, &negotiated);
+    let result = session.transmit(&mut receiver, &transmission);
+    session.outbox.close();
+    result
+}
+
+/// Runs the handshake. The inner error is why there is nothing to serve.
+fn negotiate(
+    shared: &Shared,
+    stream: &Stream,
+    receiver: &mut Receiver,
+) -> std::io::Result<std::result::Result<Negotiated, Ended>> {
+    let began = Instant::now();
+    let (mut state, greeting) = Handshake::new(Arc::clone(&shared.exports));
+    stream.send_all(&greeting)?;
+    let mut at_least = 1;
+    loop {
+        let left = HANDSHAKE_LIMIT.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Ok(Err("the handshake took too long".into()));
+        }
+        stream.set_receive_deadline(Some(left))?;
+        match receiver.fill(at_least) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Err("the client left during the handshake".into())),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(e) => return Err(e),
+        }
+        match state.step(receiver.buffered()) {
+            Step::NeedMore { state: next, at_least: wanted } => (state, at_least) = (next, wanted),
+            Step::Reply { state: next, consumed, bytes } => {
+                receiver.consume(consumed);
+                stream.send_all(&bytes)?;
+                (state, at_least) = (next, 1);
+            }
+            Step::Ready { consumed, bytes, negotiated } => {
+                receiver.consume(consumed);
+                stream.send_all(&bytes)?;
+                stream.set_receive_deadline(None)?;
+                return Ok(Ok(negotiated));
+            }
+            Step::Close { bytes, reason } => {
+                stream.send_all(&bytes)?;
+                return Ok(Err(reason.to_string().into()));
+            }
+        }
+    }
+}
+
+/// What a connection's own thread and the workers share in its transmission phase.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    disk: Disk,
+    replies: Replies,
+    outbox: Arc<Outbox>,
+    placement: Placement,
+    stream: Arc<Stream>,
+}
+
+impl Session {
+    /// Reads requests until the stream ends, and sees every admitted one through.
+    fn transmit(
+        self: &Arc<Self>,
+        receiver: &mut Receiver,
+        transmission: &Transmission,
+    ) -> std::io::Result<Ended> {
+        let limits = &self.shared.limits;
+        let credits = Credits::new(limits.requests_per_connection, limits.bytes_per_connection);
+        let ended = self.read_requests(receiver, transmission, &credits);
+        self.outbox.send();
+        credits.wait_until_idle();
+        ended
+    }
+
+    fn read_requests(
+        self: &Arc<Self>,
+        receiver: &mut Receiver,
+        transmission: &Transmission,
+        credits: &Arc<Credits>,
+    ) -> std::io::Result<Ended> {
+        let mut gathered = 0;
+        loop {
+            if receiver.buffered().len() < wire::REQUEST_SIZE || gathered >= GATHER {
+                self.outbox.send();
+                gathered = 0;
+            }
+            if !receiver.fill(wire::REQUEST_SIZE)? {
+                return Ok("the client left".into());
+            }
+            let admission = transmission.admit(receiver.buffered());
+            gathered += 1;
+            match admission {
+                Admission::Accept(Request { command: Command::Disc, .. }) => {
+                    return Ok("the client said goodbye".into());
+                }
+                Admission::Accept(request) => {
+                    receiver.consume(wire::REQUEST_SIZE);
+                    let credit = self.admit(credits, &request);
+                    let data = self.receive_data(receiver, &request)?;
+                    self.place(request, data, credit);
+                }
+                Admission::Refuse { cookie, error, drain } => {
+                    receiver.consume(wire::REQUEST_SIZE);
+                    tracing::warn!(peer = self.stream.peer(), answer = error.name(), "a request was refused");
+                    // The payload of a refused write is data, whatever it looks like.
+                    receiver.discard(drain)?;
+                    self.reply((self.replies.error(cookie, error), Payload::Nothing), None);
+                }
+                Admission::Close(reason) => return Ok(reason.to_string().into()),
+            }
+        }
+    }
+
+    /// Waits until the connection may have one more request in flight.
+    fn admit(&self, credits: &Arc<Credits>, request: &Request) -> Credit {
+        let bytes = request.command.buffer_len();
+        credits.try_admit(bytes).unwrap_or_else(|| {
+            // Credits come back with replies that have left, and some of those may wait for us.
+            self.outbox.send();
+            credits.admit(bytes)
+        })
+    }
+
+    fn receive_data(&self, receiver: &mut Receiver, request: &Request) -> std::io::Result<Option<Buffer>> {
+        let Command::Write { .. } = request.command else { return Ok(None) };
+        let buffer: Result<Buffer> = self.shared.pool.take(request.command.buffer_len());
+        let mut buffer = buffer.map_err(std::io::Error::other)?;
+        receiver.read_exact(&mut buffer)?;
+        Ok(Some(buffer))
+    }
+
+    /// Carries the request out here, or has a worker do it.
+    fn place(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit) {
+        if self.placement.is_inline(&request.command) {
+            self.reply(self.execute(&request, data), Some(credit));
+            return;
+        }
+        let session = Arc::clone(self);
+        self.shared.workers.submit(Box::new(move || {
+            match catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
+                Ok(answer) => {
+                    session.reply(answer, Some(credit));
+                    session.outbox.send_now();
+                }
+                Err(_) => {
+                    tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
+                    session.stream.hang_up();
+                }
+            }
+        }));
+    }
+
+    fn execute(&self, request: &Request, data: Option<Buffer>) -> (Header, Payload) {
+        let began = Instant::now();
+        let answer = execute(&self.disk, &self.shared.pool, self.replies, request, data);
+        if let Command::Read { len, .. } | Command::Write { len, fua: false, .. } = request.command {
+            self.placement.observe(len, began);
+        }
+        answer
+    }
+
+    fn reply(&self, (header, payload): (Header, Payload), credit: Option<Credit>) {
+        self.outbox.push(Reply { header, payload, credit });
+    }
+}

@@ -1,0 +1,74 @@
+//! [`Workers`]: the threads that carry out what would make a connection's own thread wait.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::error::{Error, Result};
+
+/// A pool of threads and its queue. The queue needs no bound of its own: every job holds a credit of
+/// its connection, and connections are limited.
+pub(super) struct Workers<J> {
+    shared: Arc<Shared<J>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared<J> {
+    queue: Mutex<Queue<J>>,
+    arrived: Condvar,
+}
+
+struct Queue<J> {
+    jobs: VecDeque<J>,
+    stopping: bool,
+}
+
+impl<J: FnOnce() + Send + 'static> Workers<J> {
+    /// Starts `count` threads.
+    pub(super) fn start(count: usize) -> Result<Self> {
+        let queue = Mutex::new(Queue { jobs: VecDeque::new(), stopping: false });
+        let shared = Arc::new(Shared { queue, arrived: Condvar::new() });
+        let mut workers = Self { shared, threads: Vec::with_capacity(count) };
+        for number in 0..count {
+            let shared = Arc::clone(&workers.shared);
+            let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+            let spawned = thread.spawn(move || {
+                while let Some(job) = shared.next() {
+                    job()
+                }
+            });
+            workers.threads.push(spawned.map_err(|e| Error::io("cannot start a worker thread", e))?);
+        }
+        Ok(workers)
+    }
+
+    /// Queues a job. A job must not panic.
+    pub(super) fn submit(&self, job: J) {
+        self.shared.lock().jobs.push_back(job);
+        self.shared.arrived.notify_one();
+    }
+}
+
+impl<J> Shared<J> {
+    /// The next job, waited for; `None` when the pool stops and the queue is empty.
+    fn next(&self) -> Option<J> {
+        let waiting = |queue: &mut Queue<J>| queue.jobs.is_empty() && !queue.stopping;
+        let queue = self.arrived.wait_while(self.lock(), waiting);
+        queue.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue<J>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<J> Drop for Workers<J> {
+    /// Lets the queue run empty and ends the threads.
+    fn drop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.arrived.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
