@@ -20,9 +20,9 @@ fn nbdinfo_sees_what_we_advertise() {
     for ability in ["can_flush", "can_fua", "can_trim", "can_zero", "can_multi_conn", "can_cache", "can_df"] {
         assert_eq!(export[ability], true, "{ability} in {export}");
     }
-    assert_eq!(export["block_minimum"], 1);
-    assert_eq!(export["block_preferred"], 4096);
-    assert_eq!(export["block_maximum"], 32 * MIB);
+    assert_eq!(export["block_size_minimum"], 1);
+    assert_eq!(export["block_size_preferred"], 4096);
+    assert_eq!(export["block_size_maximum"], 32 * MIB);
 
     assert_eq!(peer("nbdinfo").args(["--size", server.uri()]).run().trim(), (20 * MIB).to_string());
     for question in [["--can", "flush"], ["--can", "fua"], ["--can", "trim"], ["--can", "zero"]] {
