@@ -46,9 +46,7 @@ impl SecretPages {
         let data = unsafe { map.add(page) };
         let mut pages = Self { data, len, map, map_len, locked: false };
         // SAFETY: the range is the mapping's own middle part, and nothing refers to it yet.
-        unsafe {
-            rustix::mm::mprotect(data.as_ptr().cast(), body, MprotectFlags::READ | MprotectFlags::WRITE)
-        }?;
+        unsafe { rustix::mm::mprotect(data.as_ptr().cast(), body, MprotectFlags::READ | MprotectFlags::WRITE) }?;
         // SAFETY: as above; both advices only change what dumps and forks see.
         unsafe {
             rustix::mm::madvise(data.as_ptr().cast(), body, Advice::LinuxDontDump)?;

@@ -121,12 +121,8 @@ impl BlockSize {
 impl fmt::Display for ByteCount {
     /// Binary units with up to two decimals: `512 B`, `4 KiB`, `1.5 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u64, &str); 4] = [
-            (ByteCount::TIB, "TiB"),
-            (ByteCount::GIB, "GiB"),
-            (ByteCount::MIB, "MiB"),
-            (ByteCount::KIB, "KiB"),
-        ];
+        const UNITS: [(u64, &str); 4] =
+            [(ByteCount::TIB, "TiB"), (ByteCount::GIB, "GiB"), (ByteCount::MIB, "MiB"), (ByteCount::KIB, "KiB")];
         let Some((unit, name)) = UNITS.into_iter().find(|(unit, _)| self.0 >= *unit) else {
             return write!(f, "{} B", self.0);
         };
@@ -183,21 +179,16 @@ mod tests {
         assert_eq!(parse("20G"), Ok(20 << 30));
         assert_eq!(parse("512MiB"), Ok(512 << 20));
         assert_eq!(parse("1.5t"), Ok(3 << 39));
-        for bad in ["", "G", "1.", ".5G", "-1", "1X", "1 G B", "99999999999T", "0.3", "1.0000000001G", "1..2"]
-        {
+        for bad in ["", "G", "1.", ".5G", "-1", "1X", "1 G B", "99999999999T", "0.3", "1.0000000001G", "1..2"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn sizes_print_short() {
-        for (count, text) in [
-            (0, "0 B"),
-            (511, "511 B"),
-            (4096, "4 KiB"),
-            (3 << 39, "1.5 TiB"),
-            ((1 << 30) + (1 << 24), "1.01 GiB"),
-        ] {
+        for (count, text) in
+            [(0, "0 B"), (511, "511 B"), (4096, "4 KiB"), (3 << 39, "1.5 TiB"), ((1 << 30) + (1 << 24), "1.01 GiB")]
+        {
             assert_eq!(ByteCount(count).to_string(), text);
         }
     }

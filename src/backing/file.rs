@@ -145,9 +145,7 @@ impl Backing for FileBacking {
                 Ok(0) => return Err(self.failed("writing", at, data.len() as u64, Errno::IO)),
                 Ok(written) => done += written,
                 Err(Errno::INTR) => {}
-                Err(Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => {
-                    self.write_through.store(false, Ordering::Relaxed)
-                }
+                Err(Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => self.write_through.store(false, Ordering::Relaxed),
                 Err(error) => return Err(self.failed("writing", at, data.len() as u64, error)),
             }
         }
@@ -237,17 +235,8 @@ mod tests {
 
     #[test]
     fn what_is_no_disk_is_refused() {
-        assert_eq!(
-            FileBacking::open(Path::new("/dev/null"), Access::ReadOnly).err().unwrap().kind(),
-            ErrorKind::WrongDevice
-        );
-        assert_eq!(
-            FileBacking::open(Path::new("/"), Access::ReadOnly).err().unwrap().kind(),
-            ErrorKind::WrongDevice
-        );
-        assert_eq!(
-            FileBacking::open(Path::new("/nowhere/x"), Access::ReadOnly).err().unwrap().kind(),
-            ErrorKind::NotFound
-        );
+        assert_eq!(FileBacking::open(Path::new("/dev/null"), Access::ReadOnly).err().unwrap().kind(), ErrorKind::WrongDevice);
+        assert_eq!(FileBacking::open(Path::new("/"), Access::ReadOnly).err().unwrap().kind(), ErrorKind::WrongDevice);
+        assert_eq!(FileBacking::open(Path::new("/nowhere/x"), Access::ReadOnly).err().unwrap().kind(), ErrorKind::NotFound);
     }
 }

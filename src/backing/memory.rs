@@ -90,8 +90,7 @@ impl Backing for MemoryBacking {
         let first = at.0 / PAGE as u64;
         let allocated = pages.contains_key(&first);
         let end = if allocated {
-            pages.range(first..).zip(first..).take_while(|((page, _), want)| **page == *want).count() as u64
-                + first
+            pages.range(first..).zip(first..).take_while(|((page, _), want)| **page == *want).count() as u64 + first
         } else {
             pages.range(first..).next().map_or(u64::MAX / PAGE as u64, |(page, _)| *page)
         };

@@ -69,8 +69,5 @@ pub struct Run {
 
 /// The error of every store for a range that it does not have.
 fn beyond_end(at: ByteOffset, len: usize, size: ByteCount) -> Error {
-    Error::new(
-        ErrorKind::OutOfRange,
-        format!("{len} bytes at {} lie beyond the store's {} bytes", at.0, size.0),
-    )
+    Error::new(ErrorKind::OutOfRange, format!("{len} bytes at {} lie beyond the store's {} bytes", at.0, size.0))
 }

@@ -58,10 +58,7 @@ impl BufferPool {
     /// [`ErrorKind::InvalidInput`] above 32 MiB.
     pub fn take(&self, len: usize) -> Result<Buffer> {
         if len > LARGEST {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("no buffer of {len} bytes: the limit is {LARGEST}"),
-            ));
+            return Err(Error::new(ErrorKind::InvalidInput, format!("no buffer of {len} bytes: the limit is {LARGEST}")));
         }
         let class = class_of(len);
         let recycled = {

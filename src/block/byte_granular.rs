@@ -10,9 +10,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-use super::{
-    BlockDevice, Buffer, BufferPool, Capabilities, Disk, Durability, Extent, Geometry, Range, Zeroing,
-};
+use super::{BlockDevice, Buffer, BufferPool, Capabilities, Disk, Durability, Extent, Geometry, Range, Zeroing};
 
 /// Bytes per lock; also the piece in which unaligned writes and slow zeroes are carried out.
 const REGION: u64 = ByteCount::MIB;
@@ -27,10 +25,7 @@ pub struct ByteGranular {
 }
 
 /// Shared locks, held until dropped. The first stands apart because there is mostly only one.
-struct Shared<'a>(
-    #[allow(dead_code)] RwLockReadGuard<'a, ()>,
-    #[allow(dead_code)] Vec<RwLockReadGuard<'a, ()>>,
-);
+struct Shared<'a>(#[allow(dead_code)] RwLockReadGuard<'a, ()>, #[allow(dead_code)] Vec<RwLockReadGuard<'a, ()>>);
 
 impl ByteGranular {
     /// Wraps `disk`; the blocks that unaligned requests touch pass through buffers of `pool`.
@@ -50,9 +45,9 @@ impl ByteGranular {
     fn whole_blocks(&self, at: Range) -> Result<(ByteOffset, usize)> {
         let start = self.block().round_down(at.offset().0);
         let end = self.block().round_up(at.offset().0 + at.len().0);
-        end.and_then(|end| usize::try_from(end - start).ok()).map(|len| (ByteOffset(start), len)).ok_or_else(
-            || Error::new(ErrorKind::OutOfRange, "a request reaches beyond what can be addressed"),
-        )
+        end.and_then(|end| usize::try_from(end - start).ok())
+            .map(|len| (ByteOffset(start), len))
+            .ok_or_else(|| Error::new(ErrorKind::OutOfRange, "a request reaches beyond what can be addressed"))
     }
 
     /// Locks every region of `at` against read-modify-write. Locks are taken in the order of their

@@ -32,17 +32,12 @@ impl Geometry {
     pub fn range(&self, offset: ByteOffset, len: ByteCount) -> Result<Range> {
         let end = offset.checked_add(len);
         if end.is_none_or(|end| end.0 > self.size.0) {
-            let what =
-                format!("{} bytes at {} lie beyond the device's {} bytes", len.0, offset.0, self.size.0);
+            let what = format!("{} bytes at {} lie beyond the device's {} bytes", len.0, offset.0, self.size.0);
             return Err(Error::new(ErrorKind::OutOfRange, what));
         }
         if !self.block.aligns(offset, len) {
-            let what = format!(
-                "{} bytes at {} are not aligned to blocks of {} bytes",
-                len.0,
-                offset.0,
-                self.block.bytes()
-            );
+            let what =
+                format!("{} bytes at {} are not aligned to blocks of {} bytes", len.0, offset.0, self.block.bytes());
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         Ok(Range { offset, len })

@@ -178,7 +178,13 @@ mod tests {
         {
             assert!(text.contains(part), "{text}");
         }
-        assert_eq!(super::tests::report("float", 5, [5, 5], 10).pool.gib_per_second, None);
+    }
+
+    #[test]
+    fn work_without_data_has_no_throughput() {
+        let report = report("float", 5, [5, 5], 10);
+        assert!(report.pool.gib_per_second.is_none() && report.block.is_none());
+        assert!(!report.text().contains("GiB/s"));
     }
 
     #[test]

@@ -86,7 +86,7 @@ struct XtsWork {
 
 impl Work for XtsWork {
     fn name(&self) -> String {
-        format!("AES-256-XTS ({})", self.cipher.name())
+        self.cipher.name().to_owned()
     }
 
     fn block(&self) -> usize {
@@ -114,7 +114,7 @@ struct GcmWork {
 
 impl Work for GcmWork {
     fn name(&self) -> String {
-        "AES-256-GCM (RustCrypto)".to_owned()
+        "aes-256-gcm, RustCrypto".to_owned()
     }
 
     fn block(&self) -> usize {

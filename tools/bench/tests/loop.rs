@@ -84,7 +84,7 @@ fn the_text_says_how_to_repeat_a_run() {
     let args = ["loop", "--work", "gcm", "--threads", "2", "--iterations", "500"];
     let text = text(&bench(&args));
     for part in [
-        "AES-256-GCM",
+        "aes-256-gcm",
         "blocks of 4 KiB",
         "500 iterations per thread",
         "rayon pool of 2",
