@@ -15,14 +15,14 @@ const AFTER_HELP: &str = r#"Examples:
 
   hostveil-keygen --recovery                 show a recovery key, to be printed or written down
   hostveil-keygen --recovery -o recovery.key make a file that holds a recovery key's text
-  hostveil-keygen -o - | ssh host ...        hand a key on without storing it here
+  hostveil-keygen -o - | gpg -e > vm.key.gpg store a key in encrypted form only
 
 A key file holds random bytes, a recovery key is the same in letters that can be typed: nine groups
 of eight, the last of which is a checksum. Either is a passphrase of a LUKS2 key slot, for hostveil
 and for cryptsetup alike.
 
-With --json the answer is {"path": ..., "bytes": ...} for a new file, and {"recovery_key": ...} where
-the key is shown.
+With --json the answer is {"path": ..., "bytes": ...} for a new file, and {"recovery_key": ...}
+where the key is shown.
 
 Exit codes:
   0  done
