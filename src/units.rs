@@ -88,6 +88,7 @@ impl BlockSize {
     }
 
     /// The block's size as a length in memory.
+    #[expect(clippy::len_without_is_empty, reason = "a block is never empty")]
     pub fn len(self) -> usize {
         1 << self.shift
     }

@@ -98,7 +98,7 @@ impl FileBacking {
 
     /// Makes a range zeroes by writing them, where no hole can be punched.
     fn overwrite_with_zeroes(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
-        const ZEROES: [u8; 65536] = [0; 65536];
+        static ZEROES: [u8; 65536] = [0; 65536];
         let mut done = 0;
         while done < len.0 {
             let piece = (len.0 - done).min(ZEROES.len() as u64);
@@ -157,7 +157,7 @@ impl Backing for FileBacking {
                 Ok(written) => done += written,
                 Err(Errno::INTR) => {}
                 Err(Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => {
-                    self.write_through.store(false, Ordering::Relaxed)
+                    self.write_through.store(false, Ordering::Relaxed);
                 }
                 Err(error) => return Err(self.failed("writing", at, data.len() as u64, error)),
             }

@@ -201,3 +201,133 @@ impl BlockDevice for ByteGranular {
         self.disk.prefetch(start, ByteCount(len as u64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Discard;
+    use proptest::prelude::*;
+    use std::sync::Mutex;
+
+    const SIZE: usize = 3 << 20;
+
+    /// A device of 4096-byte blocks that insists on alignment, by the checks of its [`Disk`].
+    struct Blocks(Mutex<Vec<u8>>);
+
+    impl Blocks {
+        fn slice(at: Range) -> std::ops::Range<usize> {
+            let start = usize::try_from(at.offset().0).unwrap();
+            start..start + at.len().to_usize().unwrap()
+        }
+    }
+
+    impl BlockDevice for Blocks {
+        fn geometry(&self) -> Geometry {
+            Geometry { size: ByteCount(SIZE as u64), block: BlockSize::B4096, preferred: BlockSize::B4096 }
+        }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities { read_only: false, discard: Discard::Zeroes, fast_zeroes: false }
+        }
+        fn read(&self, at: Range, into: &mut [u8]) -> Result<()> {
+            into.copy_from_slice(&self.0.lock().unwrap()[Self::slice(at)]);
+            Ok(())
+        }
+        fn write(&self, at: Range, data: Buffer, _: Durability) -> Result<()> {
+            self.0.lock().unwrap()[Self::slice(at)].copy_from_slice(&data);
+            Ok(())
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn discard(&self, at: Range, _: Durability) -> Result<()> {
+            self.0.lock().unwrap()[Self::slice(at)].fill(0);
+            Ok(())
+        }
+        fn write_zeroes(&self, at: Range, _: Zeroing, durability: Durability) -> Result<()> {
+            self.discard(at, durability)
+        }
+        fn extents(&self, at: Range, _: usize) -> Result<Vec<Extent>> {
+            Ok(vec![Extent { len: at.len(), allocated: true, reads_zero: false }])
+        }
+    }
+
+    fn disk() -> (Disk, BufferPool) {
+        let pool = BufferPool::new(1 << 20);
+        let blocks = Disk::new(Blocks(Mutex::new(vec![0; SIZE])));
+        (Disk::new(ByteGranular::new(blocks, pool.clone())), pool)
+    }
+
+    fn read(disk: &Disk, at: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0xaa; len];
+        disk.read(ByteOffset(at as u64), &mut bytes).unwrap();
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// Any sequence of writes, zeroes and discards leaves what it would leave in plain memory.
+        #[test]
+        fn it_behaves_like_memory(steps in prop::collection::vec(
+            (0..SIZE, 0..40_000usize, any::<u8>(), 0..4u8), 1..12)
+        ) {
+            let (disk, pool) = disk();
+            let mut model = vec![0; SIZE];
+            for (at, len, value, what) in steps {
+                let len = len.min(SIZE - at);
+                let (offset, count) = (ByteOffset(at as u64), ByteCount(len as u64));
+                let how = Zeroing { may_unmap: true, only_if_fast: false };
+                match what {
+                    0 => {
+                        disk.write_zeroes(offset, count, how, Durability::Flush).unwrap();
+                        model[at..at + len].fill(0);
+                    }
+                    1 => {
+                        disk.discard(offset, count, Durability::Flush).unwrap();
+                        let (start, end) = (at.next_multiple_of(4096), (at + len) / 4096 * 4096);
+                        if start < end {
+                            model[start..end].fill(0);
+                        }
+                    }
+                    _ => {
+                        disk.write(offset, pool.copy_of(&vec![value; len]).unwrap(), Durability::Flush).unwrap();
+                        model[at..at + len].fill(value);
+                    }
+                }
+                prop_assert_eq!(read(&disk, at, len), &model[at..at + len]);
+            }
+            prop_assert!(read(&disk, 0, SIZE) == model);
+        }
+    }
+
+    #[test]
+    fn extents_of_odd_ranges_are_cut_to_them() {
+        let (disk, _) = disk();
+        let extents = disk.extents(ByteOffset(5000), ByteCount(100), 8).unwrap();
+        assert_eq!(extents, [Extent { len: ByteCount(100), allocated: true, reads_zero: false }]);
+    }
+
+    /// Writers of neighbouring bytes in one block, and of the whole block beside it, lose nothing.
+    #[test]
+    fn neighbours_in_a_block_do_not_lose_each_others_writes() {
+        let (disk, pool) = disk();
+        let writers = 4;
+        std::thread::scope(|scope| {
+            for writer in 0..writers {
+                let (disk, pool) = (disk.clone(), pool.clone());
+                scope.spawn(move || {
+                    for round in 0..500u64 {
+                        let byte = pool.copy_of(&[u8::try_from(round % 251).unwrap()]).unwrap();
+                        disk.write(ByteOffset(4096 + writer), byte, Durability::Flush).unwrap();
+                        let block = pool.copy_of(&[u8::try_from(writer).unwrap(); 4096]).unwrap();
+                        disk.write(ByteOffset(8192 + writer * 4096), block, Durability::Flush).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(
+            read(&disk, 4096, 5),
+            [499 % 251, 499 % 251, 499 % 251, 499 % 251, 0].map(|b: u16| u8::try_from(b).unwrap())
+        );
+    }
+}

@@ -51,7 +51,7 @@ pub(super) fn run(_args: &Args) -> Result<()> {
     let volume = Located::at(&image, &open_options())?.unlock(&passphrase, pool.clone())?;
     let address = Address::Unix(socket);
     let listener = Listener::bind(&address)?;
-    let service = Service { export: export("", &volume), disk: volume.disk.clone() };
+    let service = Service { export: export("", &volume)?, disk: volume.disk.clone() };
     let server = Server::new(vec![service], false, pool, Limits::default())?;
     let stopper = server.stopper();
     let seen = std::thread::scope(|scope| {

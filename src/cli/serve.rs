@@ -13,7 +13,6 @@ use crate::error::{Error, ErrorKind};
 use crate::nbd::Export;
 use crate::net::{Address, Listener};
 use crate::serve::{Limits, Server, Service, Stopper};
-use crate::units::ByteCount;
 use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
 
 use super::attach::{Attachment, default_socket};
@@ -105,7 +104,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let volume = located.unlock(&passphrase, pool.clone())?;
     drop(passphrase);
 
-    let export = export(&args.name, &volume);
+    let export = export(&args.name, &volume)?;
     let service = Service { export, disk: volume.disk.clone() };
     let server = Server::new(vec![service], false, pool, Limits::default())?;
     hear_signals(server.stopper())?;
@@ -132,15 +131,9 @@ fn address(args: &Args) -> Result<Address, Error> {
 }
 
 /// How a volume presents itself to NBD clients.
-pub(super) fn export(name: &str, volume: &Volume) -> Export {
-    let geometry = volume.disk.geometry();
-    Export {
-        name: name.to_owned(),
-        description: format!("hostveil {} volume {}", volume.kind, volume.uuid),
-        size: geometry.size,
-        read_only: volume.disk.capabilities().read_only,
-        preferred_block: geometry.preferred.bytes(),
-    }
+pub(super) fn export(name: &str, volume: &Volume) -> Result<Export, Error> {
+    let description = format!("hostveil {} volume {}", volume.kind, volume.uuid);
+    Export::new(name, &description, volume.disk.geometry(), volume.disk.capabilities())
 }
 
 /// Has SIGINT and SIGTERM stop the server. SIGHUP, which a closing terminal sends, stops it as well:
@@ -177,19 +170,20 @@ fn announce(args: &Args, address: &Address, volume: &Volume) -> Result<(), Error
         });
         format!("{ready}\n")
     } else {
-        recipes(&args.disk, volume, size, &attachment)
+        recipes(&args.disk, volume, &attachment)
     };
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| Error::io("cannot write to standard output", e))
 }
 
-fn recipes(disk: &Path, volume: &Volume, size: ByteCount, attachment: &Attachment<'_>) -> String {
+fn recipes(disk: &Path, volume: &Volume, attachment: &Attachment<'_>) -> String {
     format!(
-        "Serving {} ({} volume {}, {size}) at\n\n  {}\n\nQEMU:\n\n  {}\n\nlibvirt:\n\n{}\n\nStop with Ctrl-C.\n",
+        "Serving {} ({} volume {}, {}) at\n\n  {}\n\nQEMU:\n\n  {}\n\nlibvirt:\n\n{}\n\nStop with Ctrl-C.\n",
         disk.display(),
         volume.kind,
         volume.uuid,
+        volume.disk.geometry().size,
         attachment.uri(),
         attachment.qemu(),
         attachment.libvirt().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),

@@ -1,1 +1,88 @@
-//! stub
+//! The NBD protocol without any I/O: bytes in, decisions and bytes out. proto.md of the
+//! `NetworkBlockDevice` project is what it follows, and above every rule stands the section it is from.
+//!
+//! A session has two phases, and this room has one type for each.
+//!
+//! # Handshake
+//!
+//! A [`Handshake`] goes by value from state to state. [`Handshake::step`] looks at everything that was
+//! received and is not yet consumed, and says what to do; the state that it was called on is gone, so
+//! that nobody can go on from an old one.
+//!
+//! ```text
+//!            client flags             EXPORT_NAME or GO that succeeds
+//! greeting ───────────────► options ────────────────────────────────► Step::Ready(Negotiated)
+//!                           │  ▲  │
+//!         an option whose   │  │  │ ABORT, a broken rule, a limit
+//!         data nobody wants ▼  │  └────────────────────────────────► Step::Close(CloseReason)
+//!                          discard
+//! ```
+//!
+//! Wherever the input ends too early, the answer is [`Step::NeedMore`] and nothing is consumed. An
+//! option is gathered whole up to 16 KiB ([`MAX_BUFFERED`] with its header); longer ones, and unknown
+//! ones, are discarded as they arrive and then answered with an error, up to 1 MiB; beyond that the
+//! connection is closed. An option's own rules are in `options/`.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use hostveil::nbd::{CloseReason, Exports, Handshake, Step};
+//!
+//! let (mut state, greeting) = Handshake::new(Arc::new(Exports::default()));
+//! assert_eq!(&greeting[..8], b"NBDMAGIC");
+//! // What the client sent: its flags (fixed newstyle), then NBD_OPT_ABORT without data.
+//! let mut input: &[u8] = b"\0\0\0\x01IHAVEOPT\0\0\0\x02\0\0\0\0";
+//! let reason = loop {
+//!     match state.step(input) {
+//!         Step::NeedMore { .. } => unreachable!("here one reads more"),
+//!         Step::Reply { state: next, consumed, .. } => {
+//!             input = &input[consumed..]; // and here one sends what is to be sent
+//!             state = next;
+//!         }
+//!         Step::Ready { .. } => unreachable!("here the transmission phase begins"),
+//!         Step::Close { reason, .. } => break reason,
+//!     }
+//! };
+//! assert_eq!(reason, CloseReason::Aborted);
+//! ```
+//!
+//! # Transmission
+//!
+//! [`Negotiated`] yields two things. [`Transmission::admit`] judges each request's header of 28 bytes:
+//!
+//! ```text
+//!          ┌► Accept(Request)  for a WRITE read its payload; carry it out; reply with Replies
+//!  header ─┼► Refuse(Refusal)  throw `drain` bytes away; reply with Replies::error
+//!          └► Close            the stream is out of step
+//! ```
+//!
+//! [`Replies`] builds the answers, always in the form that was negotiated, and [`errno`] turns an error
+//! of this library into the number that the client sees. Neither allocates.
+//!
+//! # Not here yet
+//!
+//! TLS and extended headers. STARTTLS will be one more [`Step`], with a fresh [`Handshake`] in it, since
+//! nothing negotiated may survive it; extended headers one more variant of [`Replies`], and a header's
+//! length in [`Transmission`].
+
+mod command;
+mod errno;
+mod export;
+mod handshake;
+mod options;
+mod outcome;
+mod reply;
+mod transmission;
+pub mod wire;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod testing;
+
+pub use command::{Command, Request};
+pub use errno::{NbdErrno, errno};
+pub use export::{Export, Exports};
+pub use handshake::{Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTION_DATA, MAX_OPTIONS, Step};
+pub use outcome::{CloseReason, Negotiated};
+pub use reply::{Chunks, Header, Replies};
+pub use transmission::{Admission, Refusal, Transmission};

@@ -1,73 +1,82 @@
 //! Carrying one request out on a disk and making its reply.
 
-use crate::block::{BufferPool, Disk, Durability, Zeroing};
+use crate::block::{Buffer, BufferPool, Disk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::{Command, Header, NbdErrno, Replies, Request, errno};
+use crate::nbd::{Command, Negotiated, Replies, Request, errno};
 use crate::units::{ByteCount, ByteOffset};
 
-use super::outbox::Payload;
+use super::outbox::Answer;
 
-/// Extents in one BLOCK_STATUS reply; the client asks again for the rest. The protocol's limit for
-/// compatible clients is 2^20.
+/// Extents in one BLOCK_STATUS reply; a client asks again for the rest.
 const MAX_EXTENTS: usize = 4096;
 
-/// Carries `request` out. The reply says how that went; a failure is logged here.
+/// Carries `request` out. The answer says how that went; a failure is logged here.
 pub(super) fn execute(
     disk: &Disk,
     pool: &BufferPool,
-    replies: Replies,
+    session: &Negotiated,
     request: &Request,
-    data: Option<crate::block::Buffer>,
-) -> (Header, Payload) {
+    data: Option<Buffer>,
+) -> Answer {
     let cookie = request.cookie;
-    let done = |result: Result<()>| result.map(|()| (replies.done(cookie), Payload::Nothing));
+    let done = |result: Result<()>| result.map(|()| Answer::Bare(session.replies().done(cookie)));
     let result = match request.command {
-        Command::Read { offset, len, .. } => read(disk, pool, replies, cookie, offset, len),
-        Command::Write { offset, fua, .. } => done(match data {
-            Some(data) => disk.write(offset, data, durability(fua)),
+        Command::Read { offset, len, .. } => read(disk, pool, session, cookie, offset, len),
+        Command::Write { offset, durability, .. } => done(match data {
+            Some(data) => disk.write(offset, data, durability),
             None => Err(Error::new(ErrorKind::InvalidInput, "a write without its data")),
         }),
         Command::Flush => done(disk.flush()),
-        Command::Trim { offset, len, fua } => done(disk.discard(offset, len, durability(fua))),
-        Command::WriteZeroes { offset, len, fua, no_hole, fast } => {
-            let how = Zeroing { may_unmap: !no_hole, only_if_fast: fast };
-            done(disk.write_zeroes(offset, len, how, durability(fua)))
+        Command::Trim { offset, len, durability } => done(disk.discard(offset, len, durability)),
+        Command::WriteZeroes { offset, len, how, durability } => {
+            done(disk.write_zeroes(offset, len, how, durability))
         }
         Command::Cache { offset, len } => done(disk.prefetch(offset, len)),
         Command::BlockStatus { offset, len, req_one } => {
-            let limit = if req_one { 1 } else { MAX_EXTENTS };
-            disk.extents(offset, len, limit)
-                .map(|extents| replies.block_status(cookie, len, req_one, &extents))
-                .map(|(header, body)| (header, Payload::Bytes(body)))
+            block_status(disk, session, cookie, offset, len, req_one)
         }
         Command::Disc => done(Ok(())),
     };
-    result.unwrap_or_else(|error| (failed(replies, request, &error), Payload::Nothing))
+    result.unwrap_or_else(|error| failed(session, request, &error))
 }
 
 fn read(
     disk: &Disk,
     pool: &BufferPool,
-    replies: Replies,
+    session: &Negotiated,
     cookie: u64,
     offset: ByteOffset,
     len: ByteCount,
-) -> Result<(Header, Payload)> {
-    let too_long = || Error::new(ErrorKind::InvalidInput, "a read longer than memory");
+) -> Result<Answer> {
+    let too_long = || Error::new(ErrorKind::InvalidInput, "a read of 4 GiB or more");
+    let count = u32::try_from(len.0).map_err(|_| too_long())?;
     let mut buffer = pool.take(len.to_usize().ok_or_else(too_long)?)?;
     // The whole range is read, and on sealed volumes verified, before its first byte leaves.
     disk.read(offset, &mut buffer)?;
-    Ok((replies.data(cookie, offset, len), Payload::Data(buffer)))
+    Ok(Answer::Data(session.replies().read_header(cookie, offset, count), buffer))
 }
 
-fn durability(fua: bool) -> Durability {
-    if fua { Durability::Fua } else { Durability::Flush }
+fn block_status(
+    disk: &Disk,
+    session: &Negotiated,
+    cookie: u64,
+    offset: ByteOffset,
+    len: ByteCount,
+    req_one: bool,
+) -> Result<Answer> {
+    let (Replies::Structured(chunks), Some(context)) = (session.replies(), session.meta_allocation) else {
+        return Err(Error::new(ErrorKind::InvalidInput, "a block status that was not negotiated"));
+    };
+    let extents = disk.extents(offset, len, if req_one { 1 } else { MAX_EXTENTS })?;
+    let mut reply = Vec::new();
+    chunks.block_status(cookie, context, len, req_one, &extents, &mut reply);
+    Ok(Answer::Whole(reply))
 }
 
-/// Logs a failed request and makes the reply that tells the client.
-fn failed(replies: Replies, request: &Request, error: &Error) -> Header {
-    let number: NbdErrno = errno(error.kind(), &request.command);
+/// Logs a failed request and makes the answer that tells the client.
+fn failed(session: &Negotiated, request: &Request, error: &Error) -> Answer {
+    let answer = errno(error.kind(), &request.command);
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    tracing::warn!(request = request.command.name(), %error, cause, answer = number.name(), "a request failed");
-    replies.error(request.cookie, number)
+    tracing::warn!(command = ?request.command, %error, cause, ?answer, "a request failed");
+    Answer::Bare(session.replies().error(request.cookie, answer))
 }

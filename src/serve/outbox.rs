@@ -18,27 +18,34 @@ use super::credits::Credit;
 /// Parts of one `sendmsg`; the kernel's limit is 1024.
 const MAX_PARTS: usize = 128;
 
-/// One reply: its header, its payload, and the credit that is given back when both have left.
+/// One reply, and the credit that is given back when it has left.
 pub(super) struct Reply {
-    pub(super) header: Header,
-    pub(super) payload: Payload,
+    pub(super) answer: Answer,
+    #[expect(dead_code, reason = "held, to be given back on drop")]
     pub(super) credit: Option<Credit>,
 }
 
-/// What follows a reply's header.
-pub(super) enum Payload {
-    Nothing,
-    Data(Buffer),
-    Bytes(Vec<u8>),
+/// A reply's bytes.
+pub(super) enum Answer {
+    /// A header alone.
+    Bare(Header),
+    /// A header, and the data that was read.
+    Data(Header, Buffer),
+    /// All of it in one piece.
+    Whole(Vec<u8>),
 }
 
-impl Payload {
-    fn bytes(&self) -> &[u8] {
+impl Answer {
+    fn parts(&self) -> [&[u8]; 2] {
         match self {
-            Self::Nothing => &[],
-            Self::Data(buffer) => buffer,
-            Self::Bytes(bytes) => bytes,
+            Self::Bare(header) => [header, &[]],
+            Self::Data(header, data) => [header, data],
+            Self::Whole(bytes) => [bytes, &[]],
         }
+    }
+
+    fn len(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
     }
 }
 
@@ -165,7 +172,7 @@ impl Outbox {
             let mut parts = Parts::new();
             let mut skip = *sent;
             for reply in batch.iter() {
-                for part in [&reply.header[..], reply.payload.bytes()] {
+                for part in reply.answer.parts() {
                     let skipped = skip.min(part.len());
                     skip -= skipped;
                     parts.push(&part[skipped..]);
@@ -176,7 +183,7 @@ impl Outbox {
             }
             *sent += self.stream.send(parts.as_slice(), patience)?;
             while let Some(first) = batch.front() {
-                let len = first.header.len() + first.payload.bytes().len();
+                let len = first.answer.len();
                 if *sent < len {
                     break;
                 }

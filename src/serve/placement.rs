@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::block::Durability;
 use crate::nbd::Command;
 use crate::units::ByteCount;
 
@@ -29,7 +30,7 @@ impl Placement {
     /// Whether `command` should run in the connection's own thread.
     pub(super) fn is_inline(&self, command: &Command) -> bool {
         match command {
-            Command::Read { .. } | Command::Write { fua: false, .. } => {
+            Command::Read { .. } | Command::Write { durability: Durability::Flush, .. } => {
                 self.slowness.load(Ordering::Relaxed) <= ONE
             }
             Command::Disc => true,

@@ -62,6 +62,17 @@ impl Receiver {
         Ok(true)
     }
 
+    /// Receives the next `N` bytes, mostly from the buffer. `None` at the stream's end.
+    pub(super) fn array<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
+        if !self.fill(N)? {
+            return Ok(None);
+        }
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.buffer[self.start..self.start + N]);
+        self.consume(N);
+        Ok(Some(bytes))
+    }
+
     /// Receives exactly `into.len()` bytes.
     pub(super) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
         let ready = self.buffered().len().min(into.len());

@@ -108,9 +108,10 @@ impl Stopper {
 impl Server {
     /// A server for `services`; `listed`: whether it tells clients their names.
     pub fn new(services: Vec<Service>, listed: bool, pool: BufferPool, limits: Limits) -> Result<Self> {
-        let exports = services.iter().map(|service| service.export.clone()).collect();
+        let mut exports = Exports::new(services.iter().map(|service| service.export.clone()).collect())?;
+        exports.listing = listed;
         let shared = Shared {
-            exports: Arc::new(Exports::new(exports, listed)),
+            exports: Arc::new(exports),
             services,
             pool,
             workers: Workers::start(limits.workers)?,

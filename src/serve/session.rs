@@ -5,16 +5,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::block::{Buffer, Disk};
+use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
-use crate::nbd::{
-    Admission, Command, Handshake, Header, Negotiated, Replies, Request, Step, Transmission, wire,
-};
+use crate::nbd::wire::REQUEST_HEADER_LEN;
+use crate::nbd::{Admission, Command, Handshake, Negotiated, Request, Step};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
 use super::execute::execute;
-use super::outbox::{Outbox, Payload, Reply};
+use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
 use super::server::Shared;
@@ -45,18 +44,17 @@ fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>) -> std::io::Result<Ended> {
         Ok(negotiated) => negotiated,
         Err(ended) => return Ok(ended),
     };
-    let service = &shared.services[negotiated.export];
-    tracing::info!(peer = stream.peer(), export = service.export.name, "client attached");
+    let service = &shared.services[negotiated.index];
+    tracing::info!(peer = stream.peer(), export = service.export.name(), "client attached");
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
-        replies: negotiated.replies(),
+        negotiated,
         outbox: Outbox::new(Arc::clone(stream)),
         placement: Placement::default(),
         stream: Arc::clone(stream),
     });
-    let transmission = Transmission::new(&service.export, &negotiated);
-    let result = session.transmit(&mut receiver, &transmission);
+    let result = session.transmit(&mut receiver);
     session.outbox.close();
     result
 }
@@ -90,11 +88,11 @@ fn negotiate(
                 stream.send_all(&bytes)?;
                 (state, at_least) = (next, 1);
             }
-            Step::Ready { consumed, bytes, negotiated } => {
+            Step::Ready { consumed, bytes, session } => {
                 receiver.consume(consumed);
                 stream.send_all(&bytes)?;
                 stream.set_receive_deadline(None)?;
-                return Ok(Ok(negotiated));
+                return Ok(Ok(session));
             }
             Step::Close { bytes, reason } => {
                 stream.send_all(&bytes)?;
@@ -108,7 +106,7 @@ fn negotiate(
 pub(super) struct Session {
     shared: Arc<Shared>,
     disk: Disk,
-    replies: Replies,
+    negotiated: Negotiated,
     outbox: Arc<Outbox>,
     placement: Placement,
     stream: Arc<Stream>,
@@ -116,14 +114,10 @@ pub(super) struct Session {
 
 impl Session {
     /// Reads requests until the stream ends, and sees every admitted one through.
-    fn transmit(
-        self: &Arc<Self>,
-        receiver: &mut Receiver,
-        transmission: &Transmission,
-    ) -> std::io::Result<Ended> {
+    fn transmit(self: &Arc<Self>, receiver: &mut Receiver) -> std::io::Result<Ended> {
         let limits = &self.shared.limits;
         let credits = Credits::new(limits.requests_per_connection, limits.bytes_per_connection);
-        let ended = self.read_requests(receiver, transmission, &credits);
+        let ended = self.read_requests(receiver, &credits);
         self.outbox.send();
         credits.wait_until_idle();
         ended
@@ -132,36 +126,34 @@ impl Session {
     fn read_requests(
         self: &Arc<Self>,
         receiver: &mut Receiver,
-        transmission: &Transmission,
         credits: &Arc<Credits>,
     ) -> std::io::Result<Ended> {
+        let transmission = self.negotiated.transmission();
         let mut gathered = 0;
         loop {
-            if receiver.buffered().len() < wire::REQUEST_SIZE || gathered >= GATHER {
+            if receiver.buffered().len() < REQUEST_HEADER_LEN || gathered >= GATHER {
                 self.outbox.send();
                 gathered = 0;
             }
-            if !receiver.fill(wire::REQUEST_SIZE)? {
+            let Some(header) = receiver.array::<REQUEST_HEADER_LEN>()? else {
                 return Ok("the client left".into());
-            }
-            let admission = transmission.admit(receiver.buffered());
+            };
             gathered += 1;
-            match admission {
+            match transmission.admit(&header) {
                 Admission::Accept(Request { command: Command::Disc, .. }) => {
                     return Ok("the client said goodbye".into());
                 }
                 Admission::Accept(request) => {
-                    receiver.consume(wire::REQUEST_SIZE);
                     let credit = self.admit(credits, &request);
                     let data = self.receive_data(receiver, &request)?;
                     self.place(request, data, credit);
                 }
-                Admission::Refuse { cookie, error, drain } => {
-                    receiver.consume(wire::REQUEST_SIZE);
-                    tracing::warn!(peer = self.stream.peer(), answer = error.name(), "a request was refused");
+                Admission::Refuse(refused) => {
+                    tracing::debug!(peer = self.stream.peer(), command = refused.command, answer = ?refused.error, "refused");
                     // The payload of a refused write is data, whatever it looks like.
-                    receiver.discard(drain)?;
-                    self.reply((self.replies.error(cookie, error), Payload::Nothing), None);
+                    receiver.discard(refused.drain)?;
+                    let answer = self.negotiated.replies().error(refused.cookie, refused.error);
+                    self.reply(Answer::Bare(answer), None);
                 }
                 Admission::Close(reason) => return Ok(reason.to_string().into()),
             }
@@ -170,7 +162,7 @@ impl Session {
 
     /// Waits until the connection may have one more request in flight.
     fn admit(&self, credits: &Arc<Credits>, request: &Request) -> Credit {
-        let bytes = request.command.buffer_len();
+        let bytes = buffer_len(&request.command);
         credits.try_admit(bytes).unwrap_or_else(|| {
             // Credits come back with replies that have left, and some of those may wait for us.
             self.outbox.send();
@@ -180,7 +172,7 @@ impl Session {
 
     fn receive_data(&self, receiver: &mut Receiver, request: &Request) -> std::io::Result<Option<Buffer>> {
         let Command::Write { .. } = request.command else { return Ok(None) };
-        let buffer: Result<Buffer> = self.shared.pool.take(request.command.buffer_len());
+        let buffer: Result<Buffer> = self.shared.pool.take(buffer_len(&request.command));
         let mut buffer = buffer.map_err(std::io::Error::other)?;
         receiver.read_exact(&mut buffer)?;
         Ok(Some(buffer))
@@ -207,16 +199,26 @@ impl Session {
         }));
     }
 
-    fn execute(&self, request: &Request, data: Option<Buffer>) -> (Header, Payload) {
+    fn execute(&self, request: &Request, data: Option<Buffer>) -> Answer {
         let began = Instant::now();
-        let answer = execute(&self.disk, &self.shared.pool, self.replies, request, data);
-        if let Command::Read { len, .. } | Command::Write { len, fua: false, .. } = request.command {
+        let answer = execute(&self.disk, &self.shared.pool, &self.negotiated, request, data);
+        if let Command::Read { len, .. } | Command::Write { len, durability: Durability::Flush, .. } =
+            request.command
+        {
             self.placement.observe(len, began);
         }
         answer
     }
 
-    fn reply(&self, (header, payload): (Header, Payload), credit: Option<Credit>) {
-        self.outbox.push(Reply { header, payload, credit });
+    fn reply(&self, answer: Answer, credit: Option<Credit>) {
+        self.outbox.push(Reply { answer, credit });
+    }
+}
+
+/// How much memory a request holds until its reply has left.
+fn buffer_len(command: &Command) -> usize {
+    match command {
+        Command::Read { len, .. } | Command::Write { len, .. } => len.to_usize().unwrap_or(usize::MAX),
+        _ => 0,
     }
 }

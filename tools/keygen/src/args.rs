@@ -9,25 +9,27 @@ use hostveil::units::ByteCount;
 /// Fewer bytes than 256 bits would be the weakest part of a volume with a 256-bit cipher.
 const FEWEST_BYTES: usize = 32;
 
-const AFTER_HELP: &str = "\
-Examples:
+const AFTER_HELP: &str = r#"Examples:
   hostveil-keygen -o vm.key                  make a key file, then:
   hostveil format --size 20G --key-file vm.key disk.img
 
   hostveil-keygen --recovery                 show a recovery key, to be printed or written down
   hostveil-keygen --recovery -o recovery.key make a file that holds a recovery key's text
-  hostveil-keygen -o - | ssh host ...        hand a key on without storing it here
+  hostveil-keygen -o - | gpg -e > vm.key.gpg store a key in encrypted form only
 
 A key file holds random bytes, a recovery key is the same in letters that can be typed: nine groups
 of eight, the last of which is a checksum. Either is a passphrase of a LUKS2 key slot, for hostveil
 and for cryptsetup alike.
+
+With --json the answer is {"path": ..., "bytes": ...} for a new file, and {"recovery_key": ...}
+where the key is shown.
 
 Exit codes:
   0  done
   1  the arguments are wrong, or standard output is a terminal and the bytes are not text
   3  not enough memory
   4  the file cannot be created: it exists, its directory does not, or may not be written
-  6  anything else that the system reported: the disk is full, writing or the random source failed";
+  6  anything else that the system reported: the disk is full, writing or the random source failed"#;
 
 /// Make a key file or a recovery key for a hostveil volume.
 #[derive(Debug, Parser)]
@@ -45,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) recovery: bool,
 
-    /// Answer in JSON: {"path": ..., "bytes": ...}, or {"recovery_key": ...} where the key is shown
+    /// Answer in JSON, and without advice
     #[arg(long)]
     pub(crate) json: bool,
 }
