@@ -128,7 +128,7 @@ run_tests() {
 
   say "whether every test ran"
   local listed passed
-  listed=$(cargo test -q --all-features --test peers -- --list 2>/dev/null | grep -c ': test$') || true
+  listed=$(cargo test -q --workspace --all-features --test peers -- --list 2>/dev/null | grep -c ': test$') || true
   passed=$(awk '/Running tests\/peers\/main.rs/ { here = 1 } here && /^test result:/ { print $4; exit }' "$work/log")
   [ "$listed" -gt 0 ] || die "there are no tests against peers"
   [ "${passed:-0}" -eq "$listed" ] || die "${passed:-0} of $listed tests against peers passed"
