@@ -261,6 +261,13 @@ impl Serve {
         self
     }
 
+    /// Has it listen on a TCP port of this machine instead of a Unix socket.
+    pub(crate) fn on_tcp(mut self) -> Self {
+        let socket = self.arguments.iter().position(|argument| argument == "--socket").unwrap();
+        self.arguments.splice(socket..socket + 2, ["--listen".into(), "127.0.0.1:0".into()]);
+        self
+    }
+
     /// The directory that holds its socket and its log.
     pub(crate) fn place(&self) -> &Path {
         self.place.path()
@@ -320,7 +327,7 @@ impl Server {
 
     /// The export's name.
     pub(crate) fn name(&self) -> &str {
-        self.uri().strip_prefix("nbd+unix:///").unwrap().split('?').next().unwrap()
+        self.ready["export"].as_str().unwrap()
     }
 
     /// Its Unix socket.

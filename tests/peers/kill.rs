@@ -1,40 +1,60 @@
-//! A server that is killed in the middle of writes loses nothing that a flush had acknowledged.
+//! A server that is killed in the middle of writes loses nothing that a flush had acknowledged; one
+//! that is told to stop loses nothing that it had answered.
 
 use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
 
-use crate::client::{Client, FLUSH, FUA, WRITE};
+use crate::client::{Client, FLUSH, FUA, Reply, WRITE};
 use crate::harness::{Scratch, Server, Volume, next, noise};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2048;
 const ROUNDS: u64 = 8;
+/// What a server that is stopping answers.
+const ESHUTDOWN: u32 = 108;
 
 /// What is known of each block: the newest version that a flush covered, and the newest that was sent.
 struct Model {
+    end: End,
     durable: Vec<u64>,
     sent: Vec<u64>,
     random: u64,
 }
 
+/// How the server ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    Stopped,
+}
+
 #[test]
 fn what_was_flushed_survives_a_kill() {
+    survives(End::Killed, 0x5eed);
+}
+
+#[test]
+fn what_was_answered_survives_a_stop() {
+    survives(End::Stopped, 0xfeed);
+}
+
+fn survives(end: End, seed: u64) {
     let place = Scratch::new();
     let volume = Volume::format(place.path(), BLOCK * BLOCKS, &[]);
     let blocks = usize::try_from(BLOCKS).unwrap();
-    let mut model = Model { durable: vec![0; blocks], sent: vec![0; blocks], random: 0x5eed };
+    let mut model = Model { end, durable: vec![0; blocks], sent: vec![0; blocks], random: seed };
     fill(&volume);
     for round in 1..=ROUNDS {
         let server = volume.serve().start();
-        model.write_until_killed(server);
+        model.write_until_the_end(server);
         let server = volume.serve().start();
         model.check(&server, round);
         server.stop();
     }
     let advanced = model.durable.iter().filter(|version| **version > 0).count();
-    assert!(advanced > 100, "hardly anything was written before the kills: {advanced} blocks");
+    assert!(advanced > 100, "hardly anything was written before the ends: {advanced} blocks");
 }
 
 /// Gives every block its version 0.
@@ -60,40 +80,42 @@ impl Model {
         next(&mut self.random) % below
     }
 
-    /// Sends batches of writes, some with FUA and some followed by a flush, until the server dies
+    /// Sends batches of writes, some with FUA and some followed by a flush, until the server ends
     /// under them.
-    fn write_until_killed(&mut self, mut server: Server) {
+    fn write_until_the_end(&mut self, mut server: Server) {
         let mut client = Client::connect(&server);
         let batches = 5 + self.random(40);
-        let (kill, order) = channel();
+        let (now, order) = channel();
+        let signal = if self.end == End::Killed { "KILL" } else { "TERM" };
         let executioner = std::thread::spawn(move || {
             // The other end goes away without a word when the test fails.
             let _ = order.recv();
-            server.signal("KILL");
+            server.signal(signal);
             server.wait()
         });
         let mut batch = 0;
-        // A kill while requests are under way, none of which is waited for.
-        while self.batch(&mut client, (batch == batches).then_some(&kill)).is_ok() {
+        // The signal comes while requests are under way, none of which is waited for.
+        while self.batch(&mut client, (batch == batches).then_some(&now)).is_ok() {
             batch += 1;
-            assert!(batch <= batches + 100_000, "the server did not die");
+            assert!(batch <= batches + 100_000, "the server did not end");
         }
-        drop(kill);
+        drop(now);
         let status = executioner.join().unwrap();
-        assert!(!status.success() && batch >= batches, "the server died by itself: {status}");
+        assert!(batch >= batches, "the server ended by itself: {status}");
+        assert_eq!(status.success(), self.end == End::Stopped, "{status}");
     }
 
     /// One batch: writes in flight together, their answers, and perhaps a flush. An error is the
     /// connection's end.
-    fn batch(&mut self, client: &mut Client, kill: Option<&Sender<()>>) -> io::Result<()> {
+    fn batch(&mut self, client: &mut Client, now: Option<&Sender<()>>) -> io::Result<()> {
         let mut requests = Vec::new();
         let mut touched = HashSet::new();
         let writes = 2 + self.random(63);
         for n in 0..writes {
             if n == writes / 2
-                && let Some(kill) = kill
+                && let Some(now) = now
             {
-                kill.send(()).unwrap();
+                now.send(()).unwrap();
             }
             let run = 1 + self.random(16);
             let first = self.random(BLOCKS - run);
@@ -107,18 +129,27 @@ impl Model {
         }
         for _ in 0..requests.len() {
             let reply = client.receive()?;
-            assert_eq!(reply.error, 0);
+            self.is_well(&reply)?;
             let (blocks, fua) = &requests[index(reply.cookie)];
-            if *fua {
+            if *fua || self.end == End::Stopped {
                 self.is_durable(blocks.clone());
             }
         }
         if self.random(2) == 0 {
             client.send(FLUSH, 0, 0, 0, 0, &[])?;
-            assert_eq!(client.receive()?.error, 0);
+            self.is_well(&client.receive()?)?;
             self.is_durable(0..BLOCKS);
         }
         Ok(())
+    }
+
+    /// A server may refuse what comes after it was told to stop; that is the connection's end as well.
+    fn is_well(&self, reply: &Reply) -> io::Result<()> {
+        match reply.error {
+            0 => Ok(()),
+            ESHUTDOWN if self.end == End::Stopped => Err(io::ErrorKind::ConnectionAborted.into()),
+            error => panic!("a request failed with {error}"),
+        }
     }
 
     /// Sends the next version of some blocks.

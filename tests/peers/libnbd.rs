@@ -106,3 +106,29 @@ fn nbdcopy_from_one_of_ours_to_another() {
     from.stop();
     to.stop();
 }
+
+#[test]
+fn names_and_addresses_that_need_quoting() {
+    let place = Scratch::new();
+    let volume = Volume::format(place.path(), 16 * MIB, &[]);
+    for name in ["", "vm-1", "a disk/with ü, 100% & 'more'"] {
+        let server = volume.serve().arg("--name").arg(name).start();
+        let tcp_server_refused = volume.serve().on_tcp().refused();
+        assert_eq!(tcp_server_refused.code, 5);
+        let info: Value =
+            serde_json::from_str(&peer("nbdinfo").args(["--json", server.uri()]).run()).unwrap();
+        assert_eq!(info["exports"][0]["export-name"], name);
+        peer("qemu-img").args(["info", "-f", "raw", server.uri()]).run();
+        server.stop();
+
+        let server = volume.serve().arg("--name").arg(name).on_tcp().start();
+        assert!(server.uri().starts_with("nbd://127.0.0.1:"), "{}", server.uri());
+        assert_eq!(peer("nbdinfo").args(["--size", server.uri()]).run().trim(), (16 * MIB).to_string());
+        peer("qemu-img").args(["info", "-f", "raw", server.uri()]).run();
+        server.stop();
+    }
+    let server = volume.serve().arg("--name").arg("right").start();
+    let wrong = server.uri().replace("right", "wrong");
+    peer("nbdinfo").args(["--size", &wrong]).fail();
+    server.stop();
+}
