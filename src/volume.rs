@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::backing::{Access, Backing, FailStop, FileBacking, Kind};
 use crate::block::{BufferPool, ByteGranular, Disk};
+use crate::crypto::CostLimits;
 use crate::env::{Entropy, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks;
@@ -54,7 +55,7 @@ pub struct OpenOptions {
 /// A volume that has been found, locked and read, and is not unlocked yet.
 pub struct Located {
     backing: FileBacking,
-    header: luks::Header,
+    header: luks::CheckedHeader,
     options: OpenOptions,
 }
 
@@ -78,7 +79,7 @@ impl Located {
     pub fn at(path: &Path, options: &OpenOptions) -> Result<Self> {
         let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let backing = FileBacking::open(path, access)?;
-        let header = luks::Header::read(&backing)?;
+        let header = luks::RawHeader::read(&backing)?.check(&CostLimits::of_this_machine())?;
         if let Some(wanted) = options.uuid.filter(|wanted| *wanted != header.uuid()) {
             let what = format!("{} holds the volume {}, not {wanted}", path.display(), header.uuid());
             return Err(Error::new(ErrorKind::WrongDevice, what));
@@ -92,7 +93,7 @@ impl Located {
     /// [`ErrorKind::WrongKey`] when no key slot opens.
     pub fn unlock(self, passphrase: &Passphrase, pool: BufferPool) -> Result<Volume> {
         let uuid = self.header.uuid();
-        let unlocked = self.header.unlock(passphrase)?;
+        let unlocked = self.header.unlock(&self.backing, passphrase, None)?;
         let options =
             luks::DeviceOptions { read_only: self.options.read_only, discard: self.options.discard };
         let backing = Arc::new(FailStop::new(self.backing));

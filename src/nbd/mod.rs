@@ -55,7 +55,7 @@
 //!          └► Close            the stream is out of step
 //! ```
 //!
-//! [`Replies`] builds the answers, always in the form that was negotiated, and [`errno`] turns an error
+//! [`Replies`] builds the answers, always in the form that was negotiated, and [`errno()`] turns an error
 //! of this library into the number that the client sees. Neither allocates.
 //!
 //! # Not here yet

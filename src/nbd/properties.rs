@@ -137,7 +137,8 @@ proptest! {
                     Command::Cache { .. } => (false, false, false),
                     Command::BlockStatus { .. } => (false, false, true),
                 };
-                prop_assert!(offset.checked_add(len.into()).is_some_and(|end| end <= session.export.size().0));
+                let end = offset.checked_add(len.into());
+                prop_assert!(end.is_some_and(|end| end <= session.export.size().0));
                 prop_assert!(!writes || !session.export.read_only());
                 prop_assert!(!payload || len <= MAX_PAYLOAD);
                 prop_assert!(!status || (structured && len > 0));

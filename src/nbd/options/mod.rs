@@ -136,7 +136,7 @@ impl Negotiation {
         }
     }
 
-    /// The session with the export at `index`, if there is one.
+    /// The session with the export of this name, if there is one.
     fn select(&self, name: &str) -> Option<Negotiated> {
         let (index, export) = self.exports.find(name)?;
         // proto.md, Metadata querying: a context counts for the export that it was chosen for.
