@@ -97,7 +97,7 @@ impl Located {
         let options =
             luks::DeviceOptions { read_only: self.options.read_only, discard: self.options.discard };
         let backing = Arc::new(FailStop::new(self.backing));
-        let device = luks::Device::new(backing, unlocked, options, pool.clone())?;
+        let device = luks::Device::new(backing, &unlocked, options, pool.clone())?;
         let disk = Disk::new(ByteGranular::new(Disk::new(device), pool));
         Ok(Volume { disk, kind: VolumeType::Luks, uuid })
     }
@@ -106,7 +106,7 @@ impl Located {
 /// What the header of the disk at `path` says.
 pub fn describe(path: &Path) -> Result<luks::Description> {
     let backing = FileBacking::open_unlocked(path)?;
-    luks::describe(&backing)
+    Ok(luks::describe(&luks::RawHeader::read(&backing)?))
 }
 
 /// What is asked of a new volume.
@@ -121,7 +121,7 @@ pub struct CreateOptions {
     /// A label, stored in clear.
     pub label: String,
     /// The key derivation of its first key slot.
-    pub pbkdf: luks::PbkdfChoice,
+    pub pbkdf: luks::Pbkdf,
     /// Reserve all space now.
     pub preallocate: bool,
     /// Overwrite what looks like data.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hostveil::backing::{Backing, MemoryBacking};
 use hostveil::block::{BufferPool, ByteGranular, Disk, Durability, Zeroing};
+use hostveil::crypto::{CostLimits, Hash, KdfAlgorithm};
 use hostveil::env::{OsEntropy, Silent};
 use hostveil::error::ErrorKind;
 use hostveil::luks;
@@ -60,7 +61,11 @@ fn conforms(case: &Case) {
 fn keeps_what_is_written(case: &Case) {
     let disk = (case.open)(false);
     assert_eq!(disk.geometry().size, ByteCount(SIZE));
-    let writes = [(0, 4096, Durability::Flush), (SIZE - 65536, 65536, Durability::Fua), (1 << 20, 1 << 20, Durability::Flush)];
+    let writes = [
+        (0, 4096, Durability::Flush),
+        (SIZE - 65536, 65536, Durability::Fua),
+        (1 << 20, 1 << 20, Durability::Flush),
+    ];
     for (seed, (at, len, durability)) in (1..).zip(writes) {
         case.write(&disk, at, &pattern(seed, len), durability);
         assert_eq!(read(&disk, at, len), pattern(seed, len));
@@ -77,7 +82,9 @@ fn takes_requests_of_any_alignment(case: &Case) {
     let disk = (case.open)(false);
     case.write(&disk, 0, &pattern(7, 32768), Durability::Flush);
     let mut model = pattern(7, 32768);
-    for (seed, (at, len)) in (20..).zip([(1, 1), (511, 2), (4095, 4098), (512, 512), (8191, 1), (100, 20_000), (4096, 4097)]) {
+    for (seed, (at, len)) in
+        (20..).zip([(1, 1), (511, 2), (4095, 4098), (512, 512), (8191, 1), (100, 20_000), (4096, 4097)])
+    {
         let bytes = pattern(seed, len);
         case.write(&disk, at as u64, &bytes, Durability::Flush);
         model[at..at + len].copy_from_slice(&bytes);
@@ -96,7 +103,10 @@ fn refuses_what_lies_outside(case: &Case) {
         assert_eq!(kind(disk.read(ByteOffset(at), &mut into)), ErrorKind::OutOfRange);
         let data = case.pool.take(len).unwrap();
         assert_eq!(kind(disk.write(ByteOffset(at), data, Durability::Flush)), ErrorKind::OutOfRange);
-        assert_eq!(kind(disk.discard(ByteOffset(at), ByteCount(len as u64), Durability::Flush)), ErrorKind::OutOfRange);
+        assert_eq!(
+            kind(disk.discard(ByteOffset(at), ByteCount(len as u64), Durability::Flush)),
+            ErrorKind::OutOfRange
+        );
     }
 }
 
@@ -189,17 +199,17 @@ fn luks_case(sector_size: BlockSize, discard: luks::DiscardPolicy) -> Case {
         data_size: ByteCount(SIZE),
         sector_size,
         label: String::new(),
-        pbkdf: luks::PbkdfChoice::FixedPbkdf2 { iterations: 1000 },
+        pbkdf: luks::Pbkdf::Exactly(KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 }),
     };
     luks::format(store.as_ref(), &options, &passphrase(), &OsEntropy, &Silent).unwrap();
     let pool = BufferPool::new(1 << 20);
     let opened = pool.clone();
     let open = move |read_only| {
         let header = luks::RawHeader::read(store.as_ref()).unwrap();
-        let header = header.check(&hostveil::crypto::CostLimits::of_this_machine()).unwrap();
+        let header = header.check(&CostLimits::of_this_machine()).unwrap();
         let unlocked = header.unlock(store.as_ref(), &passphrase(), None).unwrap();
         let options = luks::DeviceOptions { read_only, discard };
-        let device = luks::Device::new(Arc::clone(&store), unlocked, options, opened.clone()).unwrap();
+        let device = luks::Device::new(Arc::clone(&store), &unlocked, options, opened.clone()).unwrap();
         Disk::new(ByteGranular::new(Disk::new(device), opened.clone()))
     };
     Case { pool, open: Box::new(open) }

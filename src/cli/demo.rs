@@ -23,7 +23,7 @@ use super::attach::Attachment;
 use super::serve::export;
 
 /// What the guest writes: a text, at an offset, that is easy to recognise on the host.
-const MARKER: &[u8] = b"Dear diary, the host must never read this line.";
+const MARKER: &[u8] = b"Dear diary: what I write on this disk, the host must never read.";
 const MARKER_AT: u64 = 1 << 20;
 const SIZE: ByteCount = ByteCount(64 << 20);
 
@@ -76,7 +76,7 @@ fn format(image: &Path, passphrase: &Passphrase) -> Result<()> {
         size: Some(SIZE),
         sector_size: BlockSize::B4096,
         label: "demo".into(),
-        pbkdf: luks::PbkdfChoice::Argon2id,
+        pbkdf: luks::Pbkdf::Argon2id,
         preallocate: false,
         force: false,
     };

@@ -99,8 +99,8 @@ pub(super) fn run(args: Args) -> Result<()> {
         sector_size: args.sector_size,
         label: args.label,
         pbkdf: match args.pbkdf {
-            PbkdfArg::Argon2id => luks::PbkdfChoice::Argon2id,
-            PbkdfArg::Pbkdf2 => luks::PbkdfChoice::Pbkdf2,
+            PbkdfArg::Argon2id => luks::Pbkdf::Argon2id,
+            PbkdfArg::Pbkdf2 => luks::Pbkdf::Pbkdf2,
         },
         preallocate: args.preallocate,
         force: args.force,

@@ -1,9 +1,12 @@
 //! `hostveil inspect`: what a header says, without any key.
 
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::luks::Description;
+use crate::units::ByteCount;
 use crate::volume;
 
 /// Show what a volume's header says; needs no key
@@ -25,7 +28,43 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&description)?);
     } else {
-        print!("{description}");
+        print!("{}", table(&args.disk, &description));
     }
     Ok(())
+}
+
+/// A line a fact, for people.
+fn table(disk: &Path, header: &Description) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<17}{value}");
+    };
+    let unknown = || "unknown".to_owned();
+    let bytes = |count: Option<u64>| count.map(|count| ByteCount(count).to_string());
+    line("disk", disk.display().to_string());
+    line("format", format!("LUKS{}", header.version));
+    line("UUID", header.uuid.clone());
+    if !header.label.is_empty() {
+        line("label", header.label.clone());
+    }
+    line("cipher", header.cipher.clone().unwrap_or_else(unknown));
+    line("key", header.key_bits.map_or_else(unknown, |bits| format!("{bits} bits")));
+    line("sector", bytes(header.sector_size.map(u64::from)).unwrap_or_else(unknown));
+    line("data begins at", bytes(header.data_offset).unwrap_or_else(unknown));
+    line("data size", bytes(header.data_size).unwrap_or_else(|| "to the end of the disk".to_owned()));
+    for slot in &header.keyslots {
+        line(&format!("key slot {}", slot.number), format!("{}, priority {}", slot.kdf, slot.priority));
+    }
+    for token in &header.tokens {
+        line(&format!("token {}", token.number), token.kind.clone());
+    }
+    line("sequence id", header.sequence.to_string());
+    line(
+        "header copies",
+        format!("primary {}; secondary {}", header.primary_header, header.secondary_header),
+    );
+    if let Some(refused) = &header.refused {
+        line("not served", refused.clone());
+    }
+    text
 }

@@ -59,7 +59,7 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit::GENERAL } else { exit::OK });
         }
     };
-    start_log(cli.verbose);
+    start_log(cli.verbose, &cli.command);
     let result = match cli.command {
         Command::Format(args) => format::run(args),
         Command::Serve(args) => serve::run(args),
@@ -72,10 +72,12 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Logs go to stderr, so that stdout holds only what was asked for.
-fn start_log(verbose: u8) {
+/// Logs go to stderr, so that stdout holds only what was asked for. A server tells of its connections;
+/// the other commands only of what is odd.
+fn start_log(verbose: u8, command: &Command) {
     use tracing_subscriber::EnvFilter;
     let default = match verbose {
+        0 if !matches!(command, Command::Serve(_)) => "hostveil=warn",
         0 => "hostveil=info",
         1 => "hostveil=debug",
         _ => "hostveil=trace",
