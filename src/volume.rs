@@ -97,7 +97,7 @@ impl Located {
         let options =
             luks::DeviceOptions { read_only: self.options.read_only, discard: self.options.discard };
         let backing = Arc::new(FailStop::new(self.backing));
-        let device = luks::Device::new(backing, &unlocked, options, pool.clone())?;
+        let device = luks::Device::new(backing, unlocked, options, pool.clone())?;
         let disk = Disk::new(ByteGranular::new(Disk::new(device), pool));
         Ok(Volume { disk, kind: VolumeType::Luks, uuid })
     }

@@ -209,7 +209,7 @@ fn luks_case(sector_size: BlockSize, discard: luks::DiscardPolicy) -> Case {
         let header = header.check(&CostLimits::of_this_machine()).unwrap();
         let unlocked = header.unlock(store.as_ref(), &passphrase(), None).unwrap();
         let options = luks::DeviceOptions { read_only, discard };
-        let device = luks::Device::new(Arc::clone(&store), &unlocked, options, opened.clone()).unwrap();
+        let device = luks::Device::new(Arc::clone(&store), unlocked, options, opened.clone()).unwrap();
         Disk::new(ByteGranular::new(Disk::new(device), opened.clone()))
     };
     Case { pool, open: Box::new(open) }

@@ -24,8 +24,10 @@ use super::text::printable;
 
 /// The only encryption that we carry out, for data and for key material.
 pub(super) const ENCRYPTION: &str = "aes-xts-plain64";
-/// Length of an AES-256-XTS key.
-pub(super) const KEY_LEN: usize = 64;
+/// Length of an AES-256-XTS key, as the header's fields have it ...
+pub(super) const KEY_SIZE: u32 = 64;
+/// ... and in memory.
+pub(super) const KEY_LEN: usize = KEY_SIZE as usize;
 /// Anti-forensic stripes (3.2): the only number that is in use.
 pub(super) const STRIPES: u32 = 4000;
 /// Length of a key slot's anti-forensic material.
@@ -83,7 +85,7 @@ pub(super) struct CryptSegment {
 #[derive(Debug)]
 pub(super) struct KeyDigest {
     pub(super) kdf: Kdf,
-    pub(super) digest: Vec<u8>,
+    pub(super) value: Vec<u8>,
 }
 
 /// A key slot that holds the volume key.
@@ -269,11 +271,11 @@ fn check_digest(digest: &Digest, limits: &CostLimits) -> Result<KeyDigest> {
         KdfAlgorithm::Pbkdf2 { hash: hash("digest hash", &digest.hash)?, iterations: digest.iterations };
     algorithm.check_cost(limits).map_err(|e| in_field("digest", &e))?;
     let kdf = Kdf { algorithm, salt: binary("digest salt", &digest.salt)? };
-    let digest = binary("digest digest", &digest.digest)?;
-    if digest.len() < SHORTEST_DIGEST {
-        return Err(corrupt(format!("digest digest has {} bytes only", digest.len())));
+    let value = binary("digest digest", &digest.value)?;
+    if value.len() < SHORTEST_DIGEST {
+        return Err(corrupt(format!("digest digest has {} bytes only", value.len())));
     }
-    Ok(KeyDigest { kdf, digest })
+    Ok(KeyDigest { kdf, value })
 }
 
 fn bound_slot(metadata: &Metadata, number: Decimal, limits: &CostLimits) -> Result<(u32, Slot)> {
@@ -296,7 +298,7 @@ fn check_slot(slot: &Keyslot, limits: &CostLimits) -> Result<Slot> {
     if area.kind != "raw" {
         return Err(unsupported(format!("area type '{}'", printable(&area.kind))));
     }
-    if slot.key_size as usize != KEY_LEN || area.key_size != Some(slot.key_size) {
+    if slot.key_size != KEY_SIZE || area.key_size != Some(slot.key_size) {
         return Err(unsupported("key_size or area key_size is not 64; only AES-256 is accepted"));
     }
     if af.kind != "luks1" || af.stripes != STRIPES {
@@ -356,4 +358,211 @@ fn binary(what: &str, base64: &str) -> Result<Vec<u8>> {
     bytes
         .filter(|b| b.len() <= LONGEST_BINARY)
         .ok_or_else(|| corrupt(format!("{what} is not short base64 text")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::luks::fixtures::forged;
+    use serde_json::json;
+
+    const LIMITS: CostLimits =
+        CostLimits { memory_kib: 1 << 20, kib_passes: 1 << 25, lanes: 16, iterations: 1 << 20 };
+
+    /// The answer to a header of ours in which `pointer` was set to `value`, or removed.
+    fn answer(pointer: &str, value: Option<Value>) -> Result<CheckedHeader> {
+        forged(|json| set(json, pointer, value)).check(&LIMITS)
+    }
+
+    fn set(json: &mut Value, pointer: &str, value: Option<Value>) {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let parent = json.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+        match value {
+            Some(value) => parent.insert(key.to_owned(), value),
+            None => parent.remove(key),
+        };
+    }
+
+    /// Checks that the header is refused, for the field `names`.
+    fn refused(pointer: &str, value: impl Into<Option<Value>>, kind: ErrorKind, names: &str) {
+        let value = value.into();
+        let shown = format!("{pointer} = {value:?}");
+        let error = answer(pointer, value).map(|_| ()).expect_err(&shown);
+        assert_eq!(error.kind(), kind, "{shown}: {error}");
+        assert!(error.to_string().contains(names), "{shown}: {error}");
+    }
+
+    #[test]
+    fn our_own_header_is_accepted() {
+        let header = forged(|_| ()).check(&LIMITS).unwrap();
+        let expected = CryptSegment {
+            offset: ByteOffset(16 << 20),
+            size: Some(ByteCount(1 << 20)),
+            sector_size: BlockSize::B4096,
+            iv_tweak: 0,
+        };
+        assert_eq!(header.layout.segment, expected);
+        assert_eq!(header.layout.slots.keys().collect::<Vec<_>>(), [&0]);
+    }
+
+    #[test]
+    fn harmless_variations_are_accepted() {
+        for (pointer, value) in [
+            ("/segments/0/size", json!("dynamic")),
+            ("/segments/0/iv_tweak", json!("81920")),
+            ("/segments/0/flags", json!([])),
+            ("/segments/0/sector_size", json!(1024)),
+            ("/keyslots/0/priority", json!(0)),
+            ("/keyslots/0/af/hash", json!("sha512")),
+            ("/keyslots/0/area/offset", json!("290816")),
+            ("/config/flags", json!(["allow-discards"])),
+            ("/config/requirements", json!({"mandatory": []})),
+            ("/config/requirements", json!([])),
+            ("/tokens/5", json!({"type": "unheard-of", "keyslots": ["0"]})),
+            (
+                "/digests/1",
+                json!({"type": "pbkdf2", "keyslots": [], "segments": [], "hash": "?", "iterations": 0,
+                                  "salt": "", "digest": ""}),
+            ),
+        ] {
+            let answer = answer(pointer, Some(value));
+            assert!(answer.is_ok(), "{pointer}: {}", answer.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn only_aes_xts_is_accepted() {
+        for cipher in
+            ["cipher_null-ecb", "null", "aes-xts-plain", "aes-cbc-essiv:sha256", "serpent-xts-plain64", ""]
+        {
+            for place in ["/segments/0/encryption", "/keyslots/0/area/encryption"] {
+                refused(place, json!(cipher), ErrorKind::Unsupported, "encryption");
+            }
+        }
+        refused("/segments/0/encryption", None, ErrorKind::CorruptHeader, "encryption");
+        refused("/keyslots/0/area/encryption", None, ErrorKind::CorruptHeader, "encryption");
+        refused("/keyslots/0/key_size", json!(32), ErrorKind::Unsupported, "key_size");
+        refused("/keyslots/0/area/key_size", json!(32), ErrorKind::Unsupported, "key_size");
+        refused("/keyslots/0/area/key_size", None, ErrorKind::Unsupported, "key_size");
+    }
+
+    #[test]
+    fn only_one_plain_crypt_segment_is_accepted() {
+        for kind in ["linear", "hw-opal", "hw-opal-crypt", "zero"] {
+            refused("/segments/0/type", json!(kind), ErrorKind::Unsupported, kind);
+        }
+        let second = json!({"type": "linear", "offset": "16777216", "size": "dynamic"});
+        refused("/segments/1", second, ErrorKind::Unsupported, "2 segments");
+        refused("/segments/0", None, ErrorKind::CorruptHeader, "segments");
+        let integrity = json!({"type": "aead", "journal_encryption": "none", "journal_integrity": "none"});
+        refused("/segments/0/integrity", integrity, ErrorKind::Unsupported, "integrity");
+        refused("/segments/0/flags", json!(["in-reencryption"]), ErrorKind::Unsupported, "in-reencryption");
+        refused("/keyslots/0/type", json!("reencrypt"), ErrorKind::Unsupported, "reencrypt");
+        let mandatory = json!({"mandatory": ["online-reencrypt-v2"]});
+        refused("/config/requirements", mandatory, ErrorKind::Unsupported, "online-reencrypt-v2");
+        refused("/config/requirements", json!(["anything"]), ErrorKind::Unsupported, "anything");
+        refused("/config/requirements", json!(true), ErrorKind::Unsupported, "requirements");
+    }
+
+    #[test]
+    fn segments_that_cannot_be_are_refused() {
+        let corrupt = |pointer, value: Value, names| refused(pointer, value, ErrorKind::CorruptHeader, names);
+        for size in [0, 1, 256, 511, 513, 8192, 65536] {
+            corrupt("/segments/0/sector_size", json!(size), "sector_size");
+        }
+        corrupt("/segments/0/size", json!("0"), "size");
+        corrupt("/segments/0/size", json!("4097"), "size");
+        corrupt("/segments/0/size", json!("18446744073709547520"), "too large");
+        corrupt("/segments/0/iv_tweak", json!("18446744073709551615"), "iv_tweak");
+        corrupt("/segments/0/offset", json!("16777217"), "offset");
+        corrupt("/segments/0/offset", json!("0"), "offset");
+        corrupt("/segments/0/offset", json!("16773120"), "offset");
+        refused("/segments/0/iv_tweak", None, ErrorKind::CorruptHeader, "iv_tweak");
+    }
+
+    #[test]
+    fn areas_stay_where_they_belong() {
+        let corrupt = |pointer, value: Value, names| refused(pointer, value, ErrorKind::CorruptHeader, names);
+        for offset in ["0", "4096", "16384", "32256", "32769", "16777216", "16519680", "18446744073709551104"]
+        {
+            corrupt("/keyslots/0/area/offset", json!(offset), "keyslot 0: area offset");
+        }
+        for size in ["0", "1", "16777216", "18446744073709551104"] {
+            corrupt("/keyslots/0/area/size", json!(size), "keyslot 0: area offset");
+        }
+        corrupt("/keyslots/0/area/size", json!("255488"), "area size");
+        corrupt("/config/keyslots_size", json!("16748544"), "keyslots_size");
+        corrupt("/config/keyslots_size", json!("18446744073709551615"), "keyslots_size");
+        corrupt("/config/json_size", json!("12289"), "json_size");
+        for overlapping in ["32768", "33280", "290304"] {
+            let mut slot = serde_json::to_value(&crate::luks::fixtures::metadata().keyslots[&0]).unwrap();
+            slot["area"]["offset"] = json!(overlapping);
+            refused("/keyslots/1", slot, ErrorKind::CorruptHeader, "keyslots 0 and 1 overlap");
+        }
+    }
+
+    #[test]
+    fn slots_and_digests_that_cannot_be_are_refused() {
+        let corrupt = |pointer, value: Value, names| refused(pointer, value, ErrorKind::CorruptHeader, names);
+        let unsupported =
+            |pointer, value: Value, names| refused(pointer, value, ErrorKind::Unsupported, names);
+        unsupported("/keyslots/0/af/stripes", json!(3999), "stripes");
+        unsupported("/keyslots/0/af/stripes", json!(4_000_000_000_u32), "stripes");
+        unsupported("/keyslots/0/af/type", json!("other"), "af type");
+        unsupported("/keyslots/0/af/hash", json!("md5"), "af hash");
+        unsupported("/keyslots/0/area/type", json!("journal"), "area type");
+        corrupt("/keyslots/0/priority", json!(3), "priority");
+        refused("/keyslots/0/af", None, ErrorKind::CorruptHeader, "af");
+        refused("/keyslots/0/kdf", None, ErrorKind::CorruptHeader, "kdf");
+        refused("/digests/0", None, ErrorKind::CorruptHeader, "no digest");
+        unsupported("/digests/0/type", json!("sha256"), "digest type");
+        unsupported("/digests/0/hash", json!("crc32"), "digest hash");
+        corrupt("/digests/0/digest", json!("AAAAAAAAAAAAAAAAAAAAAAAAAA=="), "digest");
+        corrupt("/digests/0/digest", json!(""), "digest");
+        corrupt("/digests/0/salt", json!("not base64"), "salt");
+        corrupt("/digests/0/salt", json!("A".repeat(1000)), "salt");
+        corrupt("/digests/0/keyslots", json!(["7"]), "keyslot 7");
+        corrupt("/digests/0/keyslots", json!(["4294967296"]), "keyslot 4294967296");
+        let second = forged(|_| ()).metadata.digests[&0].clone();
+        corrupt("/digests/1", serde_json::to_value(second).unwrap(), "two digests");
+    }
+
+    #[test]
+    fn costs_above_the_limits_are_refused() {
+        let argon2 = |time: u32, memory: u32, cpus: u32| json!({"type": "argon2id", "time": time, "memory": memory, "cpus": cpus, "salt": "AAAAAAAAAAAAAAAAAAAAAA=="});
+        let pbkdf2 = |iterations: u32| json!({"type": "pbkdf2", "hash": "sha256", "iterations": iterations, "salt": "AAAAAAAAAAAAAAAAAAAAAA=="});
+        assert!(answer("/keyslots/0/kdf", Some(argon2(4, 1 << 20, 4))).is_ok());
+        for kdf in
+            [argon2(1, (1 << 20) + 1, 1), argon2(33, 1 << 20, 1), argon2(1, 1024, 17), pbkdf2((1 << 20) + 1)]
+        {
+            refused("/keyslots/0/kdf", kdf, ErrorKind::Unsupported, "keyslot 0");
+        }
+        for kdf in [argon2(0, 1024, 1), argon2(1, 7, 1), argon2(1, 1024, 0), pbkdf2(0)] {
+            refused("/keyslots/0/kdf", kdf, ErrorKind::CorruptHeader, "keyslot 0");
+        }
+        refused("/keyslots/0/kdf/type", json!("scrypt"), ErrorKind::Unsupported, "kdf type");
+        refused("/keyslots/0/kdf/hash", json!("md5"), ErrorKind::Unsupported, "kdf hash");
+        refused("/keyslots/0/kdf/iterations", None, ErrorKind::CorruptHeader, "kdf iterations");
+        refused("/digests/0/iterations", json!((1 << 20) + 1), ErrorKind::Unsupported, "digest");
+    }
+
+    #[test]
+    fn there_are_at_most_32_slots() {
+        let header = forged(|json| {
+            let slot = json["keyslots"]["0"].clone();
+            for number in 1..33 {
+                let mut slot = slot.clone();
+                slot["area"]["offset"] = json!((32768 + number * 258_048).to_string());
+                json["keyslots"][number.to_string()] = slot;
+            }
+        });
+        assert!(header.check(&LIMITS).unwrap_err().to_string().contains("more than 32"));
+    }
+
+    #[test]
+    fn a_volume_whose_identity_is_no_uuid_is_refused() {
+        let mut header = forged(|_| ());
+        header.binary.uuid = [b'x'; 40];
+        assert_eq!(header.check(&LIMITS).unwrap_err().kind(), ErrorKind::CorruptHeader);
+    }
 }

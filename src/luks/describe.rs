@@ -133,3 +133,61 @@ fn describe_tokens(metadata: &Metadata) -> Vec<TokenDescription> {
         .map(|(number, token)| TokenDescription { number: *number, kind: kind(token) })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::luks::fixtures::{forge, forged, volume};
+    use crate::units::BlockSize;
+    use serde_json::json;
+
+    #[test]
+    fn a_header_is_described_without_a_key() {
+        let header = RawHeader::read(&volume(BlockSize::B4096)).unwrap();
+        let described = describe(&header);
+        assert_eq!(described.uuid.len(), 36);
+        assert_eq!(
+            (described.label.as_str(), described.cipher.as_deref()),
+            ("a disk", Some("aes-xts-plain64"))
+        );
+        assert_eq!((described.key_bits, described.sector_size), (Some(512), Some(4096)));
+        assert_eq!((described.data_offset, described.data_size), (Some(16 << 20), Some(1 << 20)));
+        assert_eq!(described.keyslots[0].kdf, "pbkdf2 (sha256, 1000 iterations)");
+        assert_eq!(described.keyslots[0].priority, "normal");
+        assert_eq!(
+            (described.primary_header.as_str(), described.refused),
+            ("valid, sequence number 1", None)
+        );
+        let json =
+            serde_json::to_value(header.check(&CostLimits::of_this_machine()).unwrap().describe()).unwrap();
+        assert_eq!(json["keyslots"][0]["number"], 0);
+    }
+
+    #[test]
+    fn a_refused_header_is_described_with_the_reason() {
+        let header = forged(|json| {
+            json["segments"]["0"]["encryption"] = json!("cipher_null\u{1b}[2J");
+            json["tokens"]["4"] = json!({"type": "\u{7}clevis", "keyslots": []});
+            json["tokens"]["5"] = json!(7);
+            json["keyslots"]["0"]["kdf"] = json!({"type": "argon2id", "time": 4, "memory": 65536, "cpus": 2, "salt": "AAAAAAAAAAAAAAAAAAAAAA=="});
+        });
+        let described = describe(&header);
+        assert!(described.refused.as_ref().is_some_and(|reason| reason.contains("segment encryption")));
+        assert_eq!(described.keyslots[0].kdf, "argon2id (65536 KiB, 4 passes, 2 lanes)");
+        assert_eq!(described.tokens[0], TokenDescription { number: 4, kind: "\u{fffd}clevis".to_owned() });
+        assert_eq!(described.tokens[1].kind, "(none)");
+        assert!(!format!("{described:?}").contains("\\u{1b}"), "{described:?}");
+    }
+
+    #[test]
+    fn a_damaged_copy_is_told() {
+        use crate::backing::Backing;
+        use crate::units::ByteOffset;
+        let backing = volume(BlockSize::B4096);
+        forge(&backing, |_| ());
+        backing.write_at(ByteOffset(20_000), &[1]).unwrap();
+        let described = describe(&RawHeader::read(&backing).unwrap());
+        assert_eq!(described.secondary_header, "damaged: its checksum is wrong");
+        assert_eq!(described.sequence, 2);
+    }
+}

@@ -1,5 +1,7 @@
 //! What the tests of this room share: small volumes, and headers changed as a hostile host would.
 
+use std::sync::LazyLock;
+
 use serde_json::Value;
 
 use super::binary_header::{BinaryHeader, Place};
@@ -29,11 +31,28 @@ pub(super) fn options(sector_size: BlockSize) -> FormatOptions {
     }
 }
 
-/// A store of 17 MiB with a volume of 1 MiB that opens with "secret".
-pub(super) fn volume(sector_size: BlockSize) -> MemoryBacking {
+/// A new store of 17 MiB with a new volume of 1 MiB that opens with "secret".
+pub(super) fn fresh_volume(sector_size: BlockSize) -> MemoryBacking {
     let backing = MemoryBacking::new(ByteCount(17 * MIB));
     format(&backing, &options(sector_size), &passphrase("secret"), &OsEntropy, &Silent).unwrap();
     backing
+}
+
+/// Such a store, faster: a copy of one that is made once.
+pub(super) fn volume(sector_size: BlockSize) -> MemoryBacking {
+    static B512: LazyLock<MemoryBacking> = LazyLock::new(|| fresh_volume(BlockSize::B512));
+    static B4096: LazyLock<MemoryBacking> = LazyLock::new(|| fresh_volume(BlockSize::B4096));
+    let original = if sector_size == BlockSize::B512 { &B512 } else { &B4096 };
+    copy_of(original, ByteCount(17 * MIB))
+}
+
+/// A store of `size` bytes with a copy of what lies before the data in another, as far as it is used.
+pub(super) fn copy_of(original: &MemoryBacking, size: ByteCount) -> MemoryBacking {
+    let mut start = vec![0; 290_816];
+    original.read_at(ByteOffset(0), &mut start).unwrap();
+    let copy = MemoryBacking::new(size);
+    copy.write_at(ByteOffset(0), &start).unwrap();
+    copy
 }
 
 /// The metadata of such a volume.

@@ -21,7 +21,7 @@ use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::binary_header::{BINARY_HEADER_LEN, BinaryHeader, HEADER_SIZES, LABEL_MAX, Place, text_field};
-use super::check::{ENCRYPTION, KEY_LEN, KeyDigest, STRIPES};
+use super::check::{ENCRYPTION, KEY_LEN, KEY_SIZE, KeyDigest, STRIPES};
 use super::keyslot::seal;
 use super::metadata::{
     AntiForensic, Area, Config, Decimal, Digest, KdfObject, Keyslot, Metadata, Segment, SegmentSize,
@@ -230,7 +230,6 @@ fn metadata(options: &FormatOptions, kdf: &Kdf, digest: &KeyDigest) -> Metadata 
 }
 
 fn keyslot(kdf: &Kdf, offset: u64) -> Keyslot {
-    let key_size = STRIPES_KEY_SIZE;
     let af = AntiForensic {
         kind: "luks1".to_owned(),
         stripes: STRIPES,
@@ -242,12 +241,12 @@ fn keyslot(kdf: &Kdf, offset: u64) -> Keyslot {
         offset: Decimal(offset),
         size: Decimal(AREA_SIZE),
         encryption: Some(ENCRYPTION.to_owned()),
-        key_size: Some(key_size),
+        key_size: Some(KEY_SIZE),
         others: Map::new(),
     };
     Keyslot {
         kind: "luks2".to_owned(),
-        key_size,
+        key_size: KEY_SIZE,
         af: Some(af),
         area,
         kdf: Some(kdf_object(kdf)),
@@ -255,10 +254,6 @@ fn keyslot(kdf: &Kdf, offset: u64) -> Keyslot {
         others: Map::new(),
     }
 }
-
-/// [`KEY_LEN`] as the header's fields have it.
-const STRIPES_KEY_SIZE: u32 = 64;
-const _: () = assert!(STRIPES_KEY_SIZE as usize == KEY_LEN);
 
 fn kdf_object(kdf: &Kdf) -> KdfObject {
     let object = KdfObject {
@@ -290,7 +285,7 @@ fn digest_object(digest: &KeyDigest) -> Digest {
         hash: Hash::Sha256.name().to_owned(),
         iterations: DIGEST_ITERATIONS,
         salt: BASE64_STANDARD.encode(&digest.kdf.salt),
-        digest: BASE64_STANDARD.encode(&digest.digest),
+        value: BASE64_STANDARD.encode(&digest.value),
         others: Map::new(),
     }
 }
@@ -326,4 +321,273 @@ fn destroy_headers(backing: &dyn Backing, progress: &dyn Progress) -> Result<()>
         at += len;
     }
     backing.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{MemoryBacking, Run};
+    use crate::env::{OsEntropy, Silent};
+    use crate::luks::RawHeader;
+    use crate::luks::fixtures::{CHEAP, MIB, copy_of, fresh_volume, options, passphrase, volume};
+    use std::sync::Mutex;
+
+    const LIMITS: CostLimits =
+        CostLimits { memory_kib: 1 << 20, kib_passes: 1 << 25, lanes: 16, iterations: 1 << 20 };
+
+    fn opens(backing: &dyn Backing, passphrase: &Passphrase) -> Result<Uuid> {
+        let header = RawHeader::read(backing)?.check(&LIMITS)?;
+        header.unlock(backing, passphrase, None).map(|unlocked| unlocked.uuid())
+    }
+
+    #[test]
+    fn a_new_volume_opens() {
+        for sector_size in [BlockSize::B512, BlockSize::B4096] {
+            let backing = MemoryBacking::new(ByteCount(17 * MIB));
+            let formatted =
+                format(&backing, &options(sector_size), &passphrase("secret"), &OsEntropy, &Silent).unwrap();
+            assert_eq!(formatted.kdf, CHEAP);
+            assert_eq!(opens(&backing, &passphrase("secret")).unwrap(), formatted.uuid);
+            assert_eq!(opens(&backing, &passphrase("Secret")).unwrap_err().kind(), ErrorKind::WrongKey);
+        }
+    }
+
+    #[test]
+    fn argon2id_volumes_open() {
+        let algorithm = KdfAlgorithm::Argon2id { time: 4, memory_kib: 1024, lanes: 4 };
+        let options = FormatOptions { pbkdf: Pbkdf::Exactly(algorithm), ..options(BlockSize::B4096) };
+        let backing = MemoryBacking::new(ByteCount(17 * MIB));
+        format(&backing, &options, &passphrase("secret"), &OsEntropy, &Silent).unwrap();
+        assert!(opens(&backing, &passphrase("secret")).is_ok());
+    }
+
+    #[test]
+    fn no_two_volumes_are_alike() {
+        let (one, two) = (fresh_volume(BlockSize::B512), fresh_volume(BlockSize::B512));
+        let start = |backing: &MemoryBacking, at| {
+            let mut bytes = vec![0; 4096];
+            backing.read_at(ByteOffset(at), &mut bytes).unwrap();
+            bytes
+        };
+        for at in [0, 16384, 32768, 100_000, 280_000] {
+            assert_ne!(start(&one, at), start(&two, at), "at {at}");
+        }
+        assert_ne!(start(&one, 0)[104..168], start(&one, 16384)[104..168], "the two copies' salts");
+    }
+
+    #[test]
+    fn impossible_options_are_refused_before_anything_is_written() {
+        let good = options(BlockSize::B4096);
+        let store = volume(BlockSize::B4096);
+        let with = |change: &dyn Fn(&mut FormatOptions)| {
+            let mut options = good.clone();
+            change(&mut options);
+            format(&store, &options, &passphrase("other"), &OsEntropy, &Silent).unwrap_err().kind()
+        };
+        assert_eq!(with(&|o| o.sector_size = BlockSize::BYTE), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.sector_size = BlockSize::new(2048).unwrap()), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.data_size = ByteCount(0)), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.data_size = ByteCount(4097)), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.data_size = ByteCount(MOST_DATA + 4096)), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.data_size = ByteCount(u64::MAX - 4095)), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.data_size = ByteCount(MIB + 4096)), ErrorKind::NoSpace);
+        assert_eq!(with(&|o| o.label = "x".repeat(48)), ErrorKind::InvalidInput);
+        assert_eq!(with(&|o| o.label = "a\nb".to_owned()), ErrorKind::InvalidInput);
+        let costly = KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: u32::MAX };
+        assert_eq!(with(&|o| o.pbkdf = Pbkdf::Exactly(costly)), ErrorKind::Unsupported);
+        let empty = format(&store, &good, &passphrase(""), &OsEntropy, &Silent).unwrap_err();
+        assert_eq!(empty.kind(), ErrorKind::InvalidInput);
+        assert!(opens(&store, &passphrase("secret")).is_ok(), "the volume that was there is untouched");
+    }
+
+    /// A source of randomness that is broken in the way that XTS cannot bear.
+    struct Constant;
+
+    impl Entropy for Constant {
+        fn fill(&self, into: &mut [u8]) -> Result<()> {
+            into.fill(7);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_key_with_equal_halves_is_never_used() {
+        let store = volume(BlockSize::B4096);
+        let result = format(&store, &options(BlockSize::B4096), &passphrase("x"), &Constant, &Silent);
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert!(opens(&store, &passphrase("secret")).is_ok());
+    }
+
+    #[test]
+    fn what_was_there_before_is_gone() {
+        // A volume whose secondary header lies where no secondary header of ours does.
+        let store = MemoryBacking::new(ByteCount(17 * MIB));
+        let mut old = BinaryHeader { hdr_size: 4 * MIB, ..binary_header(Uuid::nil(), "old").unwrap() };
+        old.seqid = u64::MAX;
+        let json = crate::luks::fixtures::metadata().to_json().unwrap();
+        store
+            .write_at(ByteOffset(4 * MIB), &old.assemble(Place::Secondary, &[1; 64], &json).unwrap())
+            .unwrap();
+        store.write_at(ByteOffset(16 * MIB), &[9; 4096]).unwrap();
+        assert!(RawHeader::read(&store).is_ok());
+        format(&store, &options(BlockSize::B4096), &passphrase("new"), &OsEntropy, &Silent).unwrap();
+        let mut start = vec![0; 16 * 1024 * 1024];
+        store.read_at(ByteOffset(0), &mut start).unwrap();
+        assert!(start[290_816..].iter().all(|b| *b == 0));
+        let mut data = [0; 4096];
+        store.read_at(ByteOffset(16 * MIB), &mut data).unwrap();
+        assert_eq!(data, [9; 4096], "the data is nobody's business");
+    }
+
+    /// What reached a store, in order: writes in sectors of 512 bytes, which are atomic, and syncs.
+    enum Event {
+        Sector(u64, Vec<u8>),
+        Sync,
+    }
+
+    struct Recorder {
+        store: MemoryBacking,
+        events: Mutex<Vec<Event>>,
+    }
+
+    impl Backing for Recorder {
+        fn len(&self) -> Result<ByteCount> {
+            self.store.len()
+        }
+        fn read_at(&self, at: ByteOffset, into: &mut [u8]) -> Result<()> {
+            self.store.read_at(at, into)
+        }
+        fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+            let mut events = self.events.lock().unwrap();
+            for (number, sector) in (0..).zip(data.chunks(512)) {
+                events.push(Event::Sector(at.0 + 512 * number, sector.to_vec()));
+            }
+            self.store.write_at(at, data)
+        }
+        fn sync(&self) -> Result<()> {
+            self.events.lock().unwrap().push(Event::Sync);
+            Ok(())
+        }
+        fn punch(&self, _at: ByteOffset, _len: ByteCount) -> Result<()> {
+            panic!("the recorder does not know holes")
+        }
+        fn run_at(&self, at: ByteOffset) -> Result<Run> {
+            self.store.run_at(at)
+        }
+    }
+
+    /// Formats a store that held a volume of ours, and answers with what was written and the
+    /// store as it was before.
+    fn recorded() -> (Vec<Event>, MemoryBacking, Uuid) {
+        let old = volume(BlockSize::B512);
+        let before = copy_of(&old, ByteCount(17 * MIB));
+        let recorder = Recorder { store: old, events: Mutex::default() };
+        let new =
+            format(&recorder, &options(BlockSize::B4096), &passphrase("new"), &OsEntropy, &Silent).unwrap();
+        (recorder.events.into_inner().unwrap(), before, new.uuid)
+    }
+
+    /// After a crash the new passphrase opens the new volume or nothing.
+    fn whole_or_nothing(store: &dyn Backing, uuid: Uuid) -> bool {
+        match opens(store, &passphrase("new")) {
+            Ok(found) => {
+                assert_eq!(found, uuid);
+                true
+            }
+            Err(error) => {
+                let expected = [ErrorKind::WrongDevice, ErrorKind::CorruptHeader, ErrorKind::WrongKey];
+                assert!(expected.contains(&error.kind()), "{error}");
+                // The old volume may still be whole; the new one's header must not be there.
+                let found = RawHeader::read(store).and_then(|header| header.check(&LIMITS)).ok();
+                assert!(
+                    found.is_none_or(|header| header.uuid() != uuid),
+                    "a header without its key: {error}"
+                );
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn every_prefix_of_the_writes_is_a_whole_volume_or_none() {
+        let (events, store, uuid) = recorded();
+        let mut opened = false;
+        let mut syncs = 0;
+        for event in &events {
+            match event {
+                Event::Sector(at, sector) => store.write_at(ByteOffset(*at), sector).unwrap(),
+                Event::Sync => syncs += 1,
+            }
+            // Sectors of zeroes and of key material are many and alike: look at every 40th state.
+            if syncs >= 2 || matches!(event, Event::Sector(at, _) if at % 20480 == 0) {
+                let now = whole_or_nothing(&store, uuid);
+                assert!(now || !opened, "a volume that was whole is not any more");
+                opened |= now;
+            }
+        }
+        assert!(opened && syncs == 4);
+    }
+
+    /// Between two syncs a store may keep any part of the writes. Cases from a fixed seed.
+    #[test]
+    fn any_subset_of_the_unsynced_writes_is_a_whole_volume_or_none() {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = move || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        let (events, synced, uuid) = recorded();
+        for epoch in events.split_inclusive(|event| matches!(event, Event::Sync)) {
+            for _ in 0..12 {
+                let crashed = copy_of(&synced, ByteCount(17 * MIB));
+                let keep_of_256 = next() % 257;
+                for event in epoch {
+                    if let Event::Sector(at, sector) = event
+                        && next() % 256 < keep_of_256
+                    {
+                        crashed.write_at(ByteOffset(*at), sector).unwrap();
+                    }
+                }
+                whole_or_nothing(&crashed, uuid);
+            }
+            for event in epoch {
+                if let Event::Sector(at, sector) = event {
+                    synced.write_at(ByteOffset(*at), sector).unwrap();
+                }
+            }
+        }
+        assert!(whole_or_nothing(&synced, uuid));
+    }
+
+    /// Stops at the nth question.
+    struct StopAfter(Mutex<u32>);
+
+    impl Progress for StopAfter {
+        fn begin(&self, _step: &str, _units: u64) {}
+        fn advance(&self, _units: u64) {}
+        fn cancelled(&self) -> bool {
+            let mut left = self.0.lock().unwrap();
+            *left = left.saturating_sub(1);
+            *left == 0
+        }
+    }
+
+    #[test]
+    fn it_can_be_cancelled() {
+        let mut cancelled = 0;
+        for after in 1.. {
+            let store = MemoryBacking::new(ByteCount(17 * MIB));
+            let stop = StopAfter(Mutex::new(after));
+            match format(&store, &options(BlockSize::B512), &passphrase("new"), &OsEntropy, &stop) {
+                Ok(_) => break,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+            }
+            cancelled += 1;
+            let opened = opens(&store, &passphrase("new"));
+            assert!(opened.is_ok() || after < 6, "after {after}");
+        }
+        assert!(cancelled >= 4, "{cancelled}");
+    }
 }

@@ -115,7 +115,7 @@ mod tests {
             format!("[0{}]", ",0".repeat(MOST_VALUES as usize)),
             "[".repeat(10_000) + &"]".repeat(10_000),
         ] {
-            assert!(parse(text.as_bytes()).is_err(), "{:.40}", text);
+            assert!(parse(text.as_bytes()).is_err(), "{text:.40}");
         }
         assert!(parse(b"{\"a\":\"\xff\"}").is_err());
     }

@@ -166,15 +166,147 @@ fn wrapping_key(kdf: &Kdf, passphrase: &Passphrase) -> Result<SecretBytes> {
 impl KeyDigest {
     /// The digest of `key`.
     pub(super) fn of(key: &VolumeKey, kdf: Kdf, len: usize) -> Result<Self> {
-        let mut digest = vec![0; len];
-        kdf.derive(key.expose(), &mut digest)?;
-        Ok(Self { kdf, digest })
+        let mut value = vec![0; len];
+        kdf.derive(key.expose(), &mut value)?;
+        Ok(Self { kdf, value })
     }
 
     /// Whether `candidate` is the key that the digest was made of.
     fn matches(&self, candidate: &[u8]) -> Result<bool> {
-        let mut digest = vec![0; self.digest.len()];
-        self.kdf.derive(candidate, &mut digest)?;
-        Ok(digest.ct_eq(&self.digest).into())
+        let mut value = vec![0; self.value.len()];
+        self.kdf.derive(candidate, &mut value)?;
+        Ok(value.ct_eq(&self.value).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::MemoryBacking;
+    use crate::luks::fixtures::{CHEAP, forge, passphrase, volume};
+    use crate::luks::{Device, DeviceOptions, DiscardPolicy, RawHeader};
+    use crate::units::{ByteCount, ByteOffset};
+    use serde_json::json;
+
+    fn limits() -> CostLimits {
+        CostLimits { memory_kib: 1 << 20, kib_passes: 1 << 22, lanes: 16, iterations: 1 << 20 }
+    }
+
+    fn header(backing: &dyn Backing) -> CheckedHeader {
+        RawHeader::read(backing).unwrap().check(&limits()).unwrap()
+    }
+
+    fn open(backing: &dyn Backing, text: &str, only: Option<u32>) -> Result<Option<u32>, ErrorKind> {
+        header(backing).unlock(backing, &passphrase(text), only).map(|u| u.key_slot()).map_err(|e| e.kind())
+    }
+
+    /// Puts the volume key into another slot, as far as these tests need it.
+    fn add_slot(backing: &dyn Backing, number: u32, text: &str, priority: u32) {
+        let key = header(backing).unlock(backing, &passphrase("secret"), None).unwrap();
+        let kdf = Kdf { algorithm: CHEAP, salt: vec![0; 16] };
+        let material =
+            seal(key.volume_key(), &passphrase(text), &kdf, Hash::Sha512, &crate::env::OsEntropy).unwrap();
+        let offset = 32768 + u64::from(number) * 258_048;
+        backing.write_at(ByteOffset(offset), material.expose()).unwrap();
+        forge(backing, |json| {
+            let mut slot = json["keyslots"]["0"].clone();
+            slot["area"]["offset"] = json!(offset.to_string());
+            slot["kdf"]["salt"] = json!("AAAAAAAAAAAAAAAAAAAAAA==");
+            slot["af"]["hash"] = json!("sha512");
+            slot["priority"] = json!(priority);
+            json["keyslots"][number.to_string()] = slot;
+            json["digests"]["0"]["keyslots"].as_array_mut().unwrap().push(json!(number.to_string()));
+        });
+    }
+
+    #[test]
+    fn each_slot_opens_with_its_passphrase() {
+        let backing = volume(BlockSize::B4096);
+        add_slot(&backing, 3, "third", 1);
+        add_slot(&backing, 5, "fifth", 2);
+        add_slot(&backing, 7, "hidden", 0);
+        assert_eq!(open(&backing, "secret", None), Ok(Some(0)));
+        assert_eq!(open(&backing, "third", None), Ok(Some(3)));
+        assert_eq!(open(&backing, "fifth", None), Ok(Some(5)));
+        assert_eq!(open(&backing, "hidden", None), Err(ErrorKind::WrongKey));
+        assert_eq!(open(&backing, "hidden", Some(7)), Ok(Some(7)));
+        assert_eq!(open(&backing, "third", Some(3)), Ok(Some(3)));
+        assert_eq!(open(&backing, "third", Some(0)), Err(ErrorKind::WrongKey));
+        assert_eq!(open(&backing, "third", Some(1)), Err(ErrorKind::InvalidInput));
+        let header = header(&backing);
+        let order: Vec<u32> = header.candidates(None).unwrap().iter().map(|(number, _)| *number).collect();
+        assert_eq!(order, [5, 0, 3]);
+    }
+
+    #[test]
+    fn a_damaged_slot_does_not_open() {
+        let backing = volume(BlockSize::B4096);
+        add_slot(&backing, 1, "other", 1);
+        backing.write_at(ByteOffset(32768 + 200_000), &[0; 16]).unwrap();
+        assert_eq!(open(&backing, "secret", None), Err(ErrorKind::WrongKey));
+        assert_eq!(open(&backing, "other", None), Ok(Some(1)));
+    }
+
+    #[test]
+    fn trying_many_costly_slots_ends() {
+        let backing = volume(BlockSize::B4096);
+        add_slot(&backing, 1, "other", 1);
+        add_slot(&backing, 2, "another", 1);
+        forge(&backing, |json| {
+            for slot in ["0", "1"] {
+                json["keyslots"][slot]["kdf"]["iterations"] = json!(1 << 20);
+            }
+        });
+        assert_eq!(open(&backing, "another", None), Err(ErrorKind::Unsupported));
+        assert_eq!(open(&backing, "another", Some(2)), Ok(Some(2)));
+    }
+
+    #[test]
+    fn the_volume_key_opens_without_a_slot() {
+        let backing = volume(BlockSize::B4096);
+        let header = header(&backing);
+        let unlocked = header.unlock(&backing, &passphrase("secret"), None).unwrap();
+        let again = header.unlock_with_volume_key(unlocked.volume_key()).unwrap();
+        assert_eq!((again.key_slot(), again.uuid()), (None, header.uuid()));
+        for wrong in [vec![], vec![1; 64], unlocked.volume_key().expose()[..32].to_vec()] {
+            let wrong = VolumeKey::new(SecretBytes::copy_of(&wrong).unwrap());
+            assert_eq!(header.unlock_with_volume_key(&wrong).unwrap_err().kind(), ErrorKind::WrongKey);
+        }
+    }
+
+    /// Made by cryptsetup 2.6.1 (`reencrypt --encrypt --reduce-device-size 32M --sector-size 4096`, with
+    /// Argon2id): the first 290,816 bytes, which end with the key slot, and the first 8192 of the data.
+    const CRYPTSETUP: &[u8] = include_bytes!("../../tests/data/luks2-cryptsetup-2.6.1.img");
+
+    /// As `cryptsetup luksDump --dump-volume-key` tells it.
+    const CRYPTSETUP_KEY: [u8; 64] = [
+        0xf8, 0x5c, 0x88, 0xaf, 0x02, 0xeb, 0x21, 0xcb, 0x58, 0x49, 0x67, 0xab, 0x8b, 0xa6, 0xcd,
+        0x01, //
+        0x88, 0xdb, 0x02, 0x63, 0xbf, 0x94, 0x27, 0x73, 0xdb, 0x14, 0x60, 0x3e, 0x5f, 0xc1, 0x3b,
+        0x2d, //
+        0x22, 0x63, 0x39, 0xc2, 0x3d, 0x85, 0x67, 0x48, 0x17, 0x5b, 0x7f, 0x53, 0xe2, 0x80, 0x6d,
+        0x78, //
+        0x6d, 0x15, 0x0b, 0x46, 0x74, 0xfa, 0xd4, 0x2d, 0x58, 0x3b, 0xcf, 0x8c, 0x8e, 0xc4, 0x33, 0xbb,
+    ];
+
+    #[test]
+    fn a_volume_of_cryptsetups_opens_and_its_data_is_right() {
+        let backing = MemoryBacking::new(ByteCount((16 << 20) + 8192));
+        let (start, data) = CRYPTSETUP.split_at(290_816);
+        backing.write_at(ByteOffset(0), start).unwrap();
+        backing.write_at(ByteOffset(16 << 20), data).unwrap();
+        let unlocked = header(&backing).unlock(&backing, &passphrase("secret"), None).unwrap();
+        assert!(unlocked.volume_key().expose() == CRYPTSETUP_KEY);
+        assert_eq!(open(&backing, "Secret", None), Err(ErrorKind::WrongKey));
+
+        let options = DeviceOptions { read_only: true, discard: DiscardPolicy::Ignore };
+        let pool = crate::block::BufferPool::new(0);
+        let disk = crate::block::Disk::new(
+            Device::new(std::sync::Arc::new(backing), unlocked, options, pool).unwrap(),
+        );
+        let mut plain = vec![0; 8192];
+        disk.read(ByteOffset(0), &mut plain).unwrap();
+        let expected: String = (0..16).map(|sector| format!("sector {sector:08} ").repeat(32)).collect();
+        assert_eq!(String::from_utf8_lossy(&plain), expected);
     }
 }

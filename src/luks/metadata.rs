@@ -127,7 +127,8 @@ pub(super) struct Digest {
     /// Base64.
     pub(super) salt: String,
     /// Base64.
-    pub(super) digest: String,
+    #[serde(rename = "digest")]
+    pub(super) value: String,
     #[serde(flatten)]
     pub(super) others: Others,
 }

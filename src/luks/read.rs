@@ -157,7 +157,9 @@ mod tests {
     /// The first 64 KiB of a store with two copies of a header of 16 KiB, of these sequence numbers.
     fn start(primary: u64, secondary: u64) -> Vec<u8> {
         let mut bytes = vec![0; 65536];
-        for (place, at, seqid) in [(Place::Primary, 0, primary), (Place::Secondary, 16384, secondary)] {
+        for (place, at, salt, seqid) in
+            [(Place::Primary, 0, 1, primary), (Place::Secondary, 16384, 2, secondary)]
+        {
             let binary = BinaryHeader {
                 hdr_size: 16384,
                 seqid,
@@ -166,7 +168,7 @@ mod tests {
                 subsystem: text_field("").unwrap(),
             };
             let json = fixtures::metadata().to_json().unwrap();
-            let copy = binary.assemble(place, &[at as u8; 64], &json).unwrap();
+            let copy = binary.assemble(place, &[salt; 64], &json).unwrap();
             bytes[at..at + copy.len()].copy_from_slice(&copy);
         }
         bytes
@@ -213,7 +215,7 @@ mod tests {
     #[test]
     fn what_is_not_luks2_is_named() {
         assert_eq!(seqid(&[]), Err(ErrorKind::WrongDevice));
-        assert_eq!(seqid(&[0; 100_000]), Err(ErrorKind::WrongDevice));
+        assert_eq!(seqid(&vec![0; 100_000]), Err(ErrorKind::WrongDevice));
         let mut luks1 = start(1, 1);
         luks1[7] = 1;
         assert_eq!(seqid(&luks1), Err(ErrorKind::Unsupported));
