@@ -1,5 +1,6 @@
 //! The house's order, enforced: rooms import only rooms of a lower rank, every file says what it is
 //! responsible for, no file is orphaned, and nothing outgrows one concept.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
 use std::collections::BTreeMap;
 use std::fs;
