@@ -309,7 +309,7 @@ impl NewFile {
             Error::io(format!("cannot give the new volume its name {}", path.display()), e)
         };
         if let Some(name) = self.named {
-            name.persist_noclobber(path).map_err(|e| failed(e.error))?
+            name.persist_noclobber(path).map_err(|e| failed(e.error))?;
         } else {
             use std::os::fd::AsRawFd;
             let from = format!("/proc/self/fd/{}", self.backing.file().as_raw_fd());

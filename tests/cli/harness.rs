@@ -109,7 +109,7 @@ impl Place {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         match serde_json::from_str(&line) {
             Ok(ready) => Serving { child: Some(child), ready },
-            Err(_) => panic!("not ready: {:?}", outcome(child)),
+            Err(error) => panic!("not ready ({error}): {:?}", outcome(child)),
         }
     }
 }
