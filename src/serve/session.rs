@@ -178,6 +178,10 @@ impl Session {
         let Command::Write { .. } = request.command else { return Ok(None) };
         let buffer: Result<Buffer> = self.shared.pool.take(buffer_len(&request.command));
         let mut buffer = buffer.map_err(std::io::Error::other)?;
+        if receiver.buffered().len() < buffer.len() {
+            // The rest may be long in coming, and the client in want of what is ready.
+            self.outbox.send();
+        }
         receiver.read_exact(&mut buffer)?;
         Ok(Some(buffer))
     }
