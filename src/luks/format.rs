@@ -6,9 +6,6 @@
 //! behind each. Everything that can be refused is refused, and everything slow computed, before the
 //! first write. Not guaranteed: anything about the data; what lay there before decrypts to noise.
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use serde_json::Map;
 use uuid::Uuid;
 
 use crate::backing::Backing;
@@ -20,30 +17,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-use super::binary_header::{BINARY_HEADER_LEN, BinaryHeader, HEADER_SIZES, LABEL_MAX, Place, text_field};
-use super::check::{ENCRYPTION, KEY_LEN, KEY_SIZE, KeyDigest, STRIPES};
+use super::binary_header::{LABEL_MAX, Place};
+use super::check::{KEY_LEN, KeyDigest};
+use super::compose::{AREA_OFFSET, DATA_OFFSET, DIGEST_ITERATIONS, HDR_SIZE, binary_header, metadata};
 use super::keyslot::seal;
-use super::metadata::{
-    AntiForensic, Area, Config, Decimal, Digest, KdfObject, Keyslot, Metadata, Segment, SegmentSize,
-};
 
-/// What lies before the data: both copies of the header, and room for key slots. cryptsetup's layout:
-///
-/// ```text
-///      0  primary header, 16 KiB
-///  16384  secondary header, 16 KiB
-///  32768  key slot areas of 258,048 bytes each, the first one in use
-/// 16 MiB  data
-/// ```
-pub const DATA_OFFSET: ByteCount = ByteCount(16 * ByteCount::MIB);
-
-const HDR_SIZE: u64 = HEADER_SIZES[0];
-const AREA_OFFSET: u64 = 2 * HDR_SIZE;
-/// Key material rounded up to 4 KiB.
-const AREA_SIZE: u64 = 258_048;
 const SALT_LEN: usize = 32;
-/// The volume key is random, so its digest need not be slow; this is what cryptsetup has at least.
-const DIGEST_ITERATIONS: u32 = 100_000;
 const DIGEST_LEN: usize = 32;
 
 /// The most data in bytes that one XTS key may encrypt (IEEE 1619-2025).
@@ -168,7 +147,7 @@ fn plan(options: &FormatOptions, passphrase: &Passphrase, entropy: &dyn Entropy)
     let algorithm = KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: DIGEST_ITERATIONS };
     let digest_kdf = Kdf { algorithm, salt: random::<SALT_LEN>(entropy)?.to_vec() };
     let digest = KeyDigest::of(&key, digest_kdf, DIGEST_LEN)?;
-    let json = metadata(options, &kdf, &digest).to_json();
+    let json = metadata(options.data_size, options.sector_size, &kdf, &digest).to_json();
     let json = json.map_err(|e| {
         Error::new(ErrorKind::InvalidInput, "the header cannot be written as JSON").because(e)
     })?;
@@ -187,107 +166,6 @@ fn choose(pbkdf: Pbkdf) -> Result<KdfAlgorithm> {
         Pbkdf::Argon2id => calibrate_argon2id(),
         Pbkdf::Pbkdf2 => calibrate_pbkdf2(),
         Pbkdf::Exactly(algorithm) => Ok(algorithm),
-    }
-}
-
-fn binary_header(uuid: Uuid, label: &str) -> Result<BinaryHeader> {
-    let too_long = || Error::new(ErrorKind::InvalidInput, "the label is too long");
-    Ok(BinaryHeader {
-        hdr_size: HDR_SIZE,
-        seqid: 1,
-        label: text_field(label).ok_or_else(too_long)?,
-        uuid: text_field(&uuid.to_string()).ok_or_else(too_long)?,
-        subsystem: text_field("").ok_or_else(too_long)?,
-    })
-}
-
-fn metadata(options: &FormatOptions, kdf: &Kdf, digest: &KeyDigest) -> Metadata {
-    let segment = Segment {
-        kind: "crypt".to_owned(),
-        offset: Decimal(DATA_OFFSET.0),
-        size: SegmentSize::Fixed(options.data_size.0),
-        iv_tweak: Some(Decimal(0)),
-        encryption: Some(ENCRYPTION.to_owned()),
-        sector_size: Some(options.sector_size.bytes()),
-        integrity: None,
-        flags: None,
-        others: Map::new(),
-    };
-    let config = Config {
-        json_size: Decimal(HDR_SIZE - BINARY_HEADER_LEN as u64),
-        keyslots_size: Decimal(DATA_OFFSET.0 - AREA_OFFSET),
-        flags: None,
-        requirements: None,
-        others: Map::new(),
-    };
-    Metadata {
-        keyslots: [(0, keyslot(kdf, AREA_OFFSET))].into(),
-        tokens: [].into(),
-        segments: [(0, segment)].into(),
-        digests: [(0, digest_object(digest))].into(),
-        config,
-        others: Map::new(),
-    }
-}
-
-fn keyslot(kdf: &Kdf, offset: u64) -> Keyslot {
-    let af = AntiForensic {
-        kind: "luks1".to_owned(),
-        stripes: STRIPES,
-        hash: Hash::Sha256.name().to_owned(),
-        others: Map::new(),
-    };
-    let area = Area {
-        kind: "raw".to_owned(),
-        offset: Decimal(offset),
-        size: Decimal(AREA_SIZE),
-        encryption: Some(ENCRYPTION.to_owned()),
-        key_size: Some(KEY_SIZE),
-        others: Map::new(),
-    };
-    Keyslot {
-        kind: "luks2".to_owned(),
-        key_size: KEY_SIZE,
-        af: Some(af),
-        area,
-        kdf: Some(kdf_object(kdf)),
-        priority: None,
-        others: Map::new(),
-    }
-}
-
-fn kdf_object(kdf: &Kdf) -> KdfObject {
-    let object = KdfObject {
-        kind: kdf.algorithm.name().to_owned(),
-        time: None,
-        memory: None,
-        cpus: None,
-        hash: None,
-        iterations: None,
-        salt: BASE64_STANDARD.encode(&kdf.salt),
-        others: Map::new(),
-    };
-    match kdf.algorithm {
-        KdfAlgorithm::Argon2i { time, memory_kib, lanes }
-        | KdfAlgorithm::Argon2id { time, memory_kib, lanes } => {
-            KdfObject { time: Some(time), memory: Some(memory_kib), cpus: Some(lanes), ..object }
-        }
-        KdfAlgorithm::Pbkdf2 { hash, iterations } => {
-            KdfObject { hash: Some(hash.name().to_owned()), iterations: Some(iterations), ..object }
-        }
-    }
-}
-
-fn digest_object(digest: &KeyDigest) -> Digest {
-    Digest {
-        kind: "pbkdf2".to_owned(),
-        keyslots: vec![Decimal(0)],
-        segments: vec![Decimal(0)],
-        hash: Hash::Sha256.name().to_owned(),
-        iterations: DIGEST_ITERATIONS,
-        salt: BASE64_STANDARD.encode(&digest.kdf.salt),
-        value: BASE64_STANDARD.encode(&digest.value),
-        others: Map::new(),
     }
 }
 
@@ -330,6 +208,7 @@ mod tests {
     use crate::backing::{MemoryBacking, Run};
     use crate::env::{OsEntropy, Silent};
     use crate::luks::RawHeader;
+    use crate::luks::binary_header::BinaryHeader;
     use crate::luks::fixtures::{CHEAP, MIB, copy_of, fresh_volume, options, passphrase, volume};
     use std::sync::Mutex;
 

@@ -16,6 +16,7 @@
 mod antiforensic;
 mod binary_header;
 mod check;
+mod compose;
 mod describe;
 mod device;
 #[cfg(test)]
@@ -29,8 +30,9 @@ mod text;
 
 pub use binary_header::looks_like_luks;
 pub use check::CheckedHeader;
+pub use compose::DATA_OFFSET;
 pub use describe::{Description, KeyslotDescription, TokenDescription, describe};
 pub use device::{Device, DeviceOptions, DiscardPolicy};
-pub use format::{DATA_OFFSET, FormatOptions, Formatted, MOST_DATA, Pbkdf, format};
+pub use format::{FormatOptions, Formatted, MOST_DATA, Pbkdf, format};
 pub use keyslot::Unlocked;
 pub use read::RawHeader;

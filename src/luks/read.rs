@@ -227,4 +227,27 @@ mod tests {
         assert!(looks_like_luks(&start(1, 1)) && looks_like_luks(&start(1, 1)[16384..]));
         assert!(!looks_like_luks(&[]) && !looks_like_luks(&MAGIC_PRIMARY[..5]));
     }
+
+    proptest::proptest! {
+        /// Whatever a host writes, with a right checksum: an answer, never a panic.
+        #[test]
+        fn mangled_headers_get_an_answer(
+            changes in proptest::collection::vec((0_usize..900, proptest::sample::select(b"0129\"{}[],:x-\0\xff".to_vec())), 0..6),
+            hdr_size in proptest::sample::select(HEADER_SIZES[..2].to_vec()),
+            cut in 0_usize..80_000,
+        ) {
+            let mut json = fixtures::metadata().to_json().unwrap();
+            for (at, byte) in changes {
+                let at = at % json.len();
+                json[at] = byte;
+            }
+            let binary = BinaryHeader { hdr_size, ..RawHeader::from_start(&start(1, 1)).unwrap().binary };
+            let copy = binary.assemble(Place::Primary, &[1; 64], &json).unwrap();
+            let _ = RawHeader::from_start(&copy[..cut.min(copy.len())]);
+            if let Ok(header) = RawHeader::from_start(&copy) {
+                let _ = crate::luks::describe(&header);
+                let _ = header.check(&CostLimits::of_this_machine());
+            }
+        }
+    }
 }
