@@ -22,7 +22,7 @@ use crate::crypto::{Backend, TWEAK_UNIT, Xts, xts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-use super::check::CryptSegment;
+use super::check::{CheckedHeader, CryptSegment};
 use super::keyslot::Unlocked;
 
 /// Zeroes are encrypted and written in pieces of this size.
@@ -111,6 +111,16 @@ impl Device {
         // Also where a hole ends within the first sector.
         let end = if run.allocated { block.round_up(end).unwrap_or(last) } else { last };
         Ok(Run { end: ByteOffset(end.max(last)), allocated: true })
+    }
+}
+
+impl CheckedHeader {
+    /// The size of the data in a store of `store` bytes, before anything is unlocked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptHeader`] when the store is smaller than the header says.
+    pub fn data_size(&self, store: ByteCount) -> Result<ByteCount> {
+        data_size(store, self.layout.segment)
     }
 }
 
