@@ -57,9 +57,11 @@ fn an_ext4_survives_reboots_and_is_what_dm_crypt_reads() {
     let place = Scratch::new();
     let volume = Volume::format(place.path(), 160 * MIB, &[]);
 
+    // Blocks of 4096 bytes: a kernel mounts no file system whose blocks are smaller than the device's,
+    // and dm-crypt's device has the volume's sectors.
     let server = volume.serve().arg("--discard").arg("unmap").start();
     let written = Guest::new().export(&server).run(&format!(
-        "mkfs.ext4 -q /dev/vda
+        "mkfs.ext4 -q -b 4096 /dev/vda
          mount /dev/vda /mnt
          yes {MARKER} | head -c 16000000 >/mnt/marked
          dd if=/dev/urandom of=/mnt/random bs=64k count=200 2>/dev/null

@@ -2,8 +2,9 @@
 //! their test.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -198,6 +199,7 @@ impl Volume {
     pub(crate) fn named(place: &Path, name: &str) -> Self {
         let key = place.join("key");
         std::fs::write(&key, Self::PASSPHRASE).unwrap();
+        std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
         Self { disk: place.join(name), key }
     }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 
 use crate::client::Client;
 use crate::harness::{MIB, Run, Scratch, Serve, Server, Volume, contains, find_peer, noise};
-use crate::privilege::{open_to_everybody, unprivileged};
+use crate::privilege::{as_root, open_to_everybody, unprivileged};
 use crate::reference;
 
 /// What is logged when keys stay in memory that may be swapped out.
@@ -142,13 +142,83 @@ fn a_crash_leaves_no_core() {
 }
 
 #[test]
-fn keys_are_locked_into_memory() {
+fn every_copy_of_the_key_lies_in_locked_memory() {
     let place = Scratch::new();
     let volume = Volume::format(place.path(), 16 * MIB, &[]);
+    let key = reference::volume_key(&volume);
     let server = volume.serve().start();
+    // Both directions, by several threads.
+    let mut clients: Vec<Client> = (0..4).map(|_| Client::connect(&server)).collect();
+    for (n, client) in (0..).zip(&mut clients) {
+        client.write(n << 21, &noise(MIB, n), 0).unwrap();
+        assert!(client.read(n << 21, 1 << 20).unwrap() == noise(MIB, n));
+    }
     assert!(locked_kib(&server) > 0, "{}", server.proc("status"));
     assert!(!server.log().contains(UNLOCKED), "{}", server.log());
+    let (locked, unlocked) = copies_in_memory(&server, &key);
+    assert!(locked > 0, "no key was found in the server's memory: the search does not work");
+    assert_eq!(unlocked, Vec::<String>::new(), "copies of the key in memory that may be swapped out");
     server.stop();
+}
+
+/// Looks for pieces of `key` in all of a server's writable memory; how many lie in locked mappings,
+/// and which mappings the others lie in.
+fn copies_in_memory(server: &Server, key: &[u8]) -> (usize, Vec<String>) {
+    let place = Scratch::new();
+    let (mut locked, mut unlocked) = (0, vec![]);
+    for mapping in mappings(&as_root("cat").arg(format!("/proc/{}/smaps", server.pid())).run()) {
+        let dump = place.join("memory");
+        let blocks = [
+            "bs=4096".to_owned(),
+            format!("skip={}", mapping.start / 4096),
+            format!("count={}", mapping.pages),
+        ];
+        let from = format!("if=/proc/{}/mem", server.pid());
+        // Guard pages cannot be read, nor hold anything.
+        let read = as_root("dd").arg(from).args(blocks).arg("status=none").output().unwrap();
+        std::fs::write(&dump, read.stdout).unwrap();
+        for piece in key.chunks(16).filter(|piece| contains(&dump, piece)) {
+            if mapping.locked {
+                locked += 1;
+            } else {
+                unlocked.push(format!("{} holds {:02x}{:02x}...", mapping.name, piece[0], piece[1]));
+            }
+        }
+    }
+    (locked, unlocked)
+}
+
+/// A part of a process' memory.
+struct Mapping {
+    name: String,
+    start: u64,
+    pages: u64,
+    locked: bool,
+}
+
+/// The writable mappings of a process, from the text of its `smaps`.
+fn mappings(smaps: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = vec![];
+    for line in smaps.lines() {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let range = range.and_then(|(start, end)| Some((address(start)?, address(end)?)));
+        if let Some((start, end)) = range {
+            mappings.push(Mapping {
+                name: line.to_owned(),
+                start,
+                pages: (end - start) / 4096,
+                locked: false,
+            });
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            mappings.last_mut().unwrap().locked = flags.split_whitespace().any(|flag| flag == "lo");
+        }
+    }
+    mappings.retain(|mapping| mapping.name.contains(" rw"));
+    mappings
+}
+
+fn address(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
 }
 
 #[test]
