@@ -114,8 +114,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let text = if args.json {
         format!("{}\n", serde_json::to_string(&made)?)
     } else {
-        let key =
-            args.key.key_file.map(|f| format!(" --key-file {}", shell_quoted(&f.display().to_string())));
+        let key = args.key.file().map(|f| format!(" --key-file {}", shell_quoted(&f.display().to_string())));
         format!(
             "Made a {} volume of {}, UUID {}.\n\
              Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.\n\

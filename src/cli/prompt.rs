@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys;
+use crate::keys::{self, KeySource};
 use crate::secret::{Passphrase, SecretBytes};
 
 /// The longest passphrase that cryptsetup takes on a terminal.
@@ -20,43 +20,85 @@ const SHORTEST_NEW: usize = 8;
 
 /// How a command is told where its key comes from.
 #[derive(clap::Args)]
+#[group(multiple = false)]
 pub(super) struct KeyArgs {
-    /// Take the key from this file, all its bytes; '-' is standard input. Without it a passphrase is
-    /// asked for
+    /// Take the key from this file, all its bytes; '-' is standard input. Without any of these
+    /// options a passphrase is asked for
     #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+
+    /// Take the passphrase from this open file descriptor: the first line, without its end
+    #[arg(long, value_name = "FD")]
+    passphrase_fd: Option<u32>,
+
+    /// Take the key from this systemd credential, all its bytes
+    #[arg(long, value_name = "NAME")]
+    key_credential: Option<String>,
+}
+
+/// The same for a second key, which is to open the volume from now on.
+#[derive(clap::Args)]
+#[group(multiple = false)]
+pub(super) struct NewKeyArgs {
+    /// Take the new key from this file, all its bytes; '-' is standard input
+    #[arg(long, value_name = "FILE")]
+    new_key_file: Option<PathBuf>,
+
+    /// Take the new passphrase from this open file descriptor: the first line, without its end
+    #[arg(long, value_name = "FD")]
+    new_passphrase_fd: Option<u32>,
 }
 
 impl KeyArgs {
+    fn source(&self) -> Option<KeySource> {
+        let file = self.key_file.clone().map(KeySource::File);
+        let fd = self.passphrase_fd.map(KeySource::Descriptor);
+        file.or(fd).or_else(|| self.key_credential.clone().map(KeySource::Credential))
+    }
+
+    /// The key file that was named, if one was.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.key_file.as_deref()
+    }
+
     /// The key to an existing volume.
     pub(super) fn existing(&self, what: &str) -> Result<Passphrase> {
-        match &self.key_file {
-            Some(path) => keys::read_key_file(path),
+        match self.source() {
+            Some(source) => source.read(),
             None => typed(&mut Terminal::open()?, &format!("Passphrase for {what}: ")),
         }
     }
 
     /// The key to a volume that is being made: a typed one is asked for twice.
     pub(super) fn new_key(&self, what: &str) -> Result<Passphrase> {
-        if let Some(path) = &self.key_file {
-            return keys::read_key_file(path);
-        }
-        let mut terminal = Terminal::open()?;
-        let first = typed(&mut terminal, &format!("New passphrase for {what}: "))?;
-        if first.expose().len() < SHORTEST_NEW {
-            let what = format!("the passphrase has fewer than {SHORTEST_NEW} bytes");
-            return Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint("choose a longer one, or a key file made by hostveil-keygen"));
-        }
-        let second = typed(&mut terminal, "The same again: ")?;
-        if !bool::from(subtle::ConstantTimeEq::ct_eq(first.expose(), second.expose())) {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                "the two passphrases differ; nothing was changed",
-            ));
-        }
-        Ok(first)
+        new_key(self.source(), what)
     }
+}
+
+impl NewKeyArgs {
+    /// The new key: a typed one is asked for twice.
+    pub(super) fn new_key(&self, what: &str) -> Result<Passphrase> {
+        let file = self.new_key_file.clone().map(KeySource::File);
+        new_key(file.or(self.new_passphrase_fd.map(KeySource::Descriptor)), what)
+    }
+}
+
+fn new_key(source: Option<KeySource>, what: &str) -> Result<Passphrase> {
+    if let Some(source) = source {
+        return source.read();
+    }
+    let mut terminal = Terminal::open()?;
+    let first = typed(&mut terminal, &format!("New passphrase for {what}: "))?;
+    if first.expose().len() < SHORTEST_NEW {
+        let what = format!("the passphrase has fewer than {SHORTEST_NEW} bytes");
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("choose a longer one, or a key file made by hostveil-keygen"));
+    }
+    let second = typed(&mut terminal, "The same again: ")?;
+    if !bool::from(subtle::ConstantTimeEq::ct_eq(first.expose(), second.expose())) {
+        return Err(Error::new(ErrorKind::InvalidInput, "the two passphrases differ; nothing was changed"));
+    }
+    Ok(first)
 }
 
 /// Asks once; a recovery key is brought into its printed form.

@@ -56,7 +56,8 @@ fn inspect(file: &File, name: &str) -> Result<usize> {
     Ok(usize::try_from(metadata.len()).unwrap_or(usize::MAX))
 }
 
-fn read_to_end(mut from: impl Read, expected: usize, name: &str) -> Result<SecretBytes> {
+/// Reads to the end, at most [`MAX_KEY_FILE`] bytes. `expected` may be untrue.
+pub(super) fn read_to_end(mut from: impl Read, expected: usize, name: &str) -> Result<SecretBytes> {
     // One byte more than expected, and than allowed, tells the end from an excess.
     let mut bytes = SecretBytes::zeroed(expected.saturating_add(1).clamp(FIRST_READ, MAX_KEY_FILE + 1))?;
     let mut len = 0;
@@ -68,10 +69,10 @@ fn read_to_end(mut from: impl Read, expected: usize, name: &str) -> Result<Secre
             Ok(0) => return bytes.truncated(len),
             Ok(more) => len += more,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io(format!("cannot read the key file {name}"), error)),
+            Err(error) => return Err(Error::io(format!("cannot read the key from {name}"), error)),
         }
         if len > MAX_KEY_FILE {
-            let what = format!("the key file {name} is larger than {MAX_KEY_FILE} bytes");
+            let what = format!("the key in {name} is larger than {MAX_KEY_FILE} bytes");
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
     }
