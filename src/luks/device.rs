@@ -73,14 +73,9 @@ impl Device {
     ) -> Result<Self> {
         let Unlocked { key, segment, .. } = unlocked;
         let size = data_size(backing.len()?, segment)?;
-        if segment.iv_tweak.checked_add(size.0 / TWEAK_UNIT).is_none() {
-            return Err(Error::new(
-                ErrorKind::CorruptHeader,
-                "segment iv_tweak is too large for the store's size",
-            ));
-        }
+        check_tweaks(size, segment)?;
         let xts = xts(key.expose(), Backend::Fastest)?;
-        tracing::debug!(cipher = xts.name(), %size, sector_size = segment.sector_size.bytes(), "opened a LUKS2 volume");
+        tracing::debug!(cipher = xts.name(), %size, sector_size = segment.sector_size.bytes(), "opened a LUKS volume");
         let geometry = Geometry { size, block: segment.sector_size, preferred: BlockSize::B4096 };
         Ok(Self { backing, xts, geometry, data: segment.offset, iv_tweak: segment.iv_tweak, options, pool })
     }
@@ -130,6 +125,22 @@ fn data_size(store: ByteCount, segment: CryptSegment) -> Result<ByteCount> {
             size => Ok(ByteCount(size)),
         },
     }
+}
+
+/// Every sector must have a tweak of its own.
+fn check_tweaks(size: ByteCount, segment: CryptSegment) -> Result<()> {
+    let end = segment.iv_tweak.checked_add(size.0 / TWEAK_UNIT);
+    let end = end.ok_or_else(|| {
+        Error::new(ErrorKind::CorruptHeader, "segment iv_tweak is too large for the store's size")
+    })?;
+    if end <= segment.tweak_end {
+        return Ok(());
+    }
+    let what = format!(
+        "cipher-mode xts-plain repeats its tweaks after {} sectors, and this volume has {end}",
+        segment.tweak_end
+    );
+    Err(Error::new(ErrorKind::Unsupported, what))
 }
 
 impl BlockDevice for Device {
