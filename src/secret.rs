@@ -3,9 +3,11 @@
 //! Guaranteed: a secret lies in locked memory that no core dump contains (`sys::SecretPages`), is
 //! zeroed when dropped, has no `Clone` and no `Debug` that shows it, and is compared in constant
 //! time. Not guaranteed: that the operating system allowed the locking (a warning is logged once),
-//! and nothing about copies inside cipher libraries, which are zeroed but not locked (SECURITY.md).
+//! and nothing about what a cipher leaves on the stack and in registers. A cipher's key schedule lies in
+//! that cipher's memory, which [`lock_in_place`] locks and the cipher zeroes.
 
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use subtle::ConstantTimeEq;
@@ -118,6 +120,14 @@ impl VolumeKey {
     /// The bytes. Every call is a place where a secret may get out.
     pub fn expose(&self) -> &[u8] {
         self.0.expose()
+    }
+}
+
+/// Locks memory that somebody else keeps a secret in, a cipher's key schedule for instance, where it
+/// lies; it stays locked until the process ends. Where that is not allowed, a warning is logged once.
+pub fn lock_in_place(start: NonNull<u8>, len: usize) {
+    if !crate::sys::lock_in_place(start, len) {
+        warn_unlocked();
     }
 }
 

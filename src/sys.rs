@@ -86,6 +86,15 @@ impl Drop for SecretPages {
     }
 }
 
+/// Locks the pages that `len` bytes at `start` lie in into RAM, until the process ends: pages cannot be
+/// unlocked one user at a time, and other secrets may have come to share these. Says whether that was
+/// allowed.
+pub fn lock_in_place(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: locking changes where pages reside, not what they hold; a range that is not mapped is
+    // an error and nothing else.
+    unsafe { rustix::mm::mlock(start.as_ptr().cast(), len) }.is_ok()
+}
+
 /// Makes this process's memory and `/proc` entries inaccessible to other processes of the same user,
 /// and forbids core dumps.
 pub fn forbid_dumps() -> io::Result<()> {

@@ -84,6 +84,7 @@ impl Located {
             let what = format!("{} holds the volume {}, not {wanted}", path.display(), header.uuid());
             return Err(Error::new(ErrorKind::WrongDevice, what));
         }
+        header.data_size(backing.len()?)?;
         Ok(Self { backing, header, options: options.clone() })
     }
 
@@ -208,13 +209,18 @@ fn data_size(path: &Path, existing: Option<&FileBacking>, options: &CreateOption
             format!("a volume's size must be a multiple of {} bytes, and {} is not", sector.bytes(), size.0);
         return Err(invalid(what));
     }
+    if size.0 > luks::MOST_DATA {
+        let what =
+            format!("{size} are more than the {} that one key may encrypt", ByteCount(luks::MOST_DATA));
+        return Err(invalid(what));
+    }
     Ok(size)
 }
 
 /// Makes a volume at `target`. A new file gets its name only when the volume is whole; over an
 /// existing file or device, old headers go first and the new one comes last.
 pub fn create(
-    target: Target,
+    target: &Target,
     options: &CreateOptions,
     passphrase: &Passphrase,
     entropy: &dyn Entropy,
@@ -227,7 +233,7 @@ pub fn create(
         data_size: target.data_size,
         sector_size: options.sector_size,
         label: options.label.clone(),
-        pbkdf: options.pbkdf.clone(),
+        pbkdf: options.pbkdf,
     };
     let fill = |backing: &FileBacking| -> Result<luks::Formatted> {
         if backing.kind() == Kind::File {
@@ -238,14 +244,13 @@ pub fn create(
         }
         luks::format(backing, &layout, passphrase, entropy, progress)
     };
-    let formatted = match &target.existing {
-        Some(backing) => fill(backing)?,
-        None => {
-            let new = NewFile::make(&target.path)?;
-            let formatted = fill(&new.backing)?;
-            new.publish(&target.path)?;
-            formatted
-        }
+    let formatted = if let Some(backing) = &target.existing {
+        fill(backing)?
+    } else {
+        let new = NewFile::make(&target.path)?;
+        let formatted = fill(&new.backing)?;
+        new.publish(&target.path)?;
+        formatted
     };
     Ok(Made { kind: options.kind, uuid: formatted.uuid, size: target.data_size.0 })
 }
@@ -303,14 +308,13 @@ impl NewFile {
         let failed = |e: std::io::Error| {
             Error::io(format!("cannot give the new volume its name {}", path.display()), e)
         };
-        match self.named {
-            Some(name) => name.persist_noclobber(path).map_err(|e| failed(e.error))?,
-            None => {
-                use std::os::fd::AsRawFd;
-                let from = format!("/proc/self/fd/{}", self.backing.file().as_raw_fd());
-                rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)
-                    .map_err(|e| failed(e.into()))?;
-            }
+        if let Some(name) = self.named {
+            name.persist_noclobber(path).map_err(|e| failed(e.error))?;
+        } else {
+            use std::os::fd::AsRawFd;
+            let from = format!("/proc/self/fd/{}", self.backing.file().as_raw_fd());
+            rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)
+                .map_err(|e| failed(e.into()))?;
         }
         let dir = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(parent(path));
         dir.and_then(|dir| dir.sync_all()).map_err(failed)

@@ -1,5 +1,6 @@
 //! The house's order, enforced: rooms import only rooms of a lower rank, every file says what it is
 //! responsible for, no file is orphaned, and nothing outgrows one concept.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -98,11 +99,8 @@ fn rooms_import_only_rooms_of_a_lower_rank() {
             continue;
         }
         let rank = ranks.get(room.as_str()).unwrap_or_else(|| panic!("{room} has no rank: give it one"));
-        let code: String = without_tests(&text)
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let lines = without_tests(&text).lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = lines.collect::<Vec<_>>().join("\n");
         for other in imported_rooms(&code) {
             let Some(other_rank) = ranks.get(other.as_str()) else {
                 wrong.push(format!("{} imports crate::{other}, which is no room", path.display()));
@@ -185,4 +183,43 @@ fn unsafe_code_stays_where_it_is_expected() {
     let mut found = found;
     found.sort();
     assert_eq!(found, expected);
+}
+
+#[test]
+fn every_test_that_the_documentation_names_exists() {
+    let code: String =
+        ["src", "tests"].iter().flat_map(|dir| rust_files(&root().join(dir)).into_values()).collect();
+    let mut named = 0;
+    for page in ["docs/nbd-coverage.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        for cell in text.lines().filter_map(|line| line.trim_end_matches([' ', '|']).rsplit('|').next()) {
+            let tests = cell.split('`').skip(1).step_by(2);
+            for test in
+                tests.filter(|t| t.contains('_') && t.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+            {
+                named += 1;
+                assert!(code.contains(&format!("fn {test}(")), "{page} names {test}, which does not exist");
+            }
+        }
+    }
+    assert!(named > 30, "the scanner found only {named} names");
+}
+
+/// The stated minimum compiler is one that every dependency accepts; clippy's `incompatible_msrv`
+/// watches what the code itself uses of the standard library.
+#[test]
+fn the_stated_rust_version_is_true_of_the_dependencies() {
+    let cargo = std::process::Command::new(env!("CARGO"));
+    let metadata =
+        { cargo }.args(["metadata", "--format-version", "1"]).current_dir(root()).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let version = |text: &str| {
+        text.split('.').map(|n| n.parse::<u32>().unwrap()).chain([0]).take(3).collect::<Vec<_>>()
+    };
+    let stated = version(env!("CARGO_PKG_RUST_VERSION"));
+    for package in metadata["packages"].as_array().unwrap() {
+        if let Some(needed) = package["rust_version"].as_str() {
+            assert!(version(needed) <= stated, "{} needs Rust {needed}", package["name"]);
+        }
+    }
 }

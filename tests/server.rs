@@ -1,5 +1,6 @@
 //! The server over a real socket, with a client that misbehaves where real ones cannot: what they can
 //! show is in tests/peers.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -81,7 +81,7 @@ fn format(image: &Path, passphrase: &Passphrase) -> Result<()> {
         force: false,
     };
     let target = Target::examine(image, &options)?;
-    volume::create(target, &options, passphrase, &OsEntropy, &Silent)?;
+    volume::create(&target, &options, passphrase, &OsEntropy, &Silent)?;
     Ok(())
 }
 

@@ -109,7 +109,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let target = Target::examine(&args.disk, &options)?;
     let passphrase = args.key.new_key(&args.disk.display().to_string())?;
     let progress = Bar::new()?;
-    let made = volume::create(target, &options, &passphrase, &OsEntropy, &progress)?;
+    let made = volume::create(&target, &options, &passphrase, &OsEntropy, &progress)?;
     drop(progress);
     if args.json {
         println!("{}", serde_json::to_string(&made)?);

@@ -62,7 +62,7 @@ pub fn run() -> ExitCode {
     start_log(cli.verbose, &cli.command);
     let result = match cli.command {
         Command::Format(args) => format::run(args),
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

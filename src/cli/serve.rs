@@ -85,8 +85,8 @@ fn parse_export_name(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn run(args: Args) -> Result<()> {
-    let address = address(&args)?;
+pub(super) fn run(args: &Args) -> Result<()> {
+    let address = address(args)?;
     let options = OpenOptions {
         read_only: args.read_only,
         discard: match args.discard {
@@ -108,7 +108,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let service = Service { export, disk: volume.disk.clone() };
     let server = Server::new(vec![service], false, pool, Limits::default())?;
     hear_signals(server.stopper())?;
-    announce(&args, listener.address(), &volume)?;
+    announce(args, listener.address(), &volume)?;
     server.run(vec![listener])?;
     tracing::info!("everything is flushed; goodbye");
     Ok(())

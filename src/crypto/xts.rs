@@ -5,8 +5,8 @@
 //! equal are refused (they would turn XTS into something weaker). Not guaranteed: integrity; XTS has
 //! none. Any change of a ciphertext block changes the whole plaintext block and nothing else.
 //!
-//! Key schedules live inside the cipher libraries: both zero them when they are dropped, neither
-//! locks them into memory, and the registers and stack that a call leaves behind are not cleaned.
+//! Key schedules live inside the cipher libraries: both zero them when they are dropped, and we lock
+//! them into memory where they lie. The registers and stack that a call leaves behind are not cleaned.
 
 use subtle::ConstantTimeEq;
 

@@ -5,7 +5,7 @@
 //! call borrows one, and returns it unless it failed. There are never more contexts than there were
 //! calls at once.
 //!
-//! AWS-LC zeroes a context's memory when it is freed. It does not lock it. A failed call is an error
+//! AWS-LC zeroes a context's memory when it is freed; we lock the key schedule in it. A failed call is an error
 //! of ours; the bytes of a failed run are not used (see `xts.rs`).
 #![allow(unsafe_code)]
 
@@ -16,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use aws_lc_sys as aws_lc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::secret::lock_in_place;
 use crate::units::BlockSize;
 
 use super::xts::{Xts, sectors};
@@ -131,7 +132,9 @@ impl Context {
                 direction as c_int,
             )
         };
-        succeeded(done, "keying").map(|()| context)
+        succeeded(done, "keying")?;
+        context.lock_key_schedule();
+        Ok(context)
     }
 
     fn copy(&self) -> Result<Self> {
@@ -139,7 +142,20 @@ impl Context {
         // SAFETY: both contexts are valid; the copy is ours alone, and the pool's lock, under which
         // every copy is made, keeps `self` from changing.
         let done = unsafe { aws_lc::EVP_CIPHER_CTX_copy(copy.0.as_ptr(), self.0.as_ptr()) };
-        succeeded(done, "copying the context of").map(|()| copy)
+        succeeded(done, "copying the context of")?;
+        copy.lock_key_schedule();
+        Ok(copy)
+    }
+
+    /// Locks what holds the key into RAM: the cipher's own data begin with the schedules of the data
+    /// key and of the tweak key, each an `AES_KEY` (AWS-LC, `EVP_AES_XTS_CTX`).
+    fn lock_key_schedule(&self) {
+        const SCHEDULES: usize = 2 * size_of::<aws_lc::AES_KEY>().next_multiple_of(16);
+        // SAFETY: the context is valid, and a keyed one has data of its cipher's.
+        let data = unsafe { (*self.0.as_ptr()).cipher_data };
+        if let Some(data) = NonNull::new(data.cast()) {
+            lock_in_place(data, SCHEDULES);
+        }
     }
 
     /// Transforms one data unit in place.

@@ -3,12 +3,15 @@
 //! `aes` zeroes its key schedules on drop and uses the processor's AES instructions where it finds
 //! them; elsewhere it works in constant time without tables.
 
+use std::ptr::NonNull;
+
 use aes::cipher::consts::U16;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 use aes::{Aes128, Aes256};
 use xts_mode::Xts128;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::secret::lock_in_place;
 use crate::units::BlockSize;
 
 use super::xts::{Xts, sectors};
@@ -20,12 +23,22 @@ struct Reference<C> {
 
 /// AES-256-XTS from two keys of 32 bytes.
 pub(super) fn aes_256(data_key: &[u8], tweak_key: &[u8]) -> Result<Box<dyn Xts>> {
-    Ok(Box::new(Reference { xts: keyed::<Aes256>(data_key, tweak_key)?, name: "aes-256-xts, portable" }))
+    Ok(boxed(Reference { xts: keyed::<Aes256>(data_key, tweak_key)?, name: "aes-256-xts, portable" }))
 }
 
 /// AES-128-XTS from two keys of 16 bytes.
 pub(super) fn aes_128(data_key: &[u8], tweak_key: &[u8]) -> Result<Box<dyn Xts>> {
-    Ok(Box::new(Reference { xts: keyed::<Aes128>(data_key, tweak_key)?, name: "aes-128-xts, portable" }))
+    Ok(boxed(Reference { xts: keyed::<Aes128>(data_key, tweak_key)?, name: "aes-128-xts, portable" }))
+}
+
+/// Puts a cipher, and the key schedules within it, where they stay, and locks them there.
+fn boxed<C>(cipher: Reference<C>) -> Box<dyn Xts>
+where
+    Reference<C>: Xts + 'static,
+{
+    let cipher = Box::new(cipher);
+    lock_in_place(NonNull::from(&*cipher).cast(), size_of::<Reference<C>>());
+    cipher
 }
 
 fn keyed<C: KeyInit + BlockSizeUser<BlockSize = U16>>(

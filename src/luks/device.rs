@@ -22,7 +22,7 @@ use crate::crypto::{Backend, TWEAK_UNIT, Xts, xts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-use super::check::CryptSegment;
+use super::check::{CheckedHeader, CryptSegment};
 use super::keyslot::Unlocked;
 
 /// Zeroes are encrypted and written in pieces of this size.
@@ -73,7 +73,6 @@ impl Device {
     ) -> Result<Self> {
         let Unlocked { key, segment, .. } = unlocked;
         let size = data_size(backing.len()?, segment)?;
-        check_tweaks(size, segment)?;
         let xts = xts(key.expose(), Backend::Fastest)?;
         tracing::debug!(cipher = xts.name(), %size, sector_size = segment.sector_size.bytes(), "opened a LUKS volume");
         let geometry = Geometry { size, block: segment.sector_size, preferred: BlockSize::B4096 };
@@ -109,6 +108,16 @@ impl Device {
     }
 }
 
+impl CheckedHeader {
+    /// The size of the data in a store of `store` bytes, before anything is unlocked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptHeader`] when the store is smaller than the header says.
+    pub fn data_size(&self, store: ByteCount) -> Result<ByteCount> {
+        data_size(store, self.layout.segment)
+    }
+}
+
 /// Size of the data, given the store's.
 fn data_size(store: ByteCount, segment: CryptSegment) -> Result<ByteCount> {
     let room = store.checked_sub(ByteCount(segment.offset.0)).unwrap_or_default();
@@ -117,14 +126,19 @@ fn data_size(store: ByteCount, segment: CryptSegment) -> Result<ByteCount> {
             format!("the store has {} bytes and the volume in it needs {needed}: it was truncated", store.0);
         Error::new(ErrorKind::CorruptHeader, what).hint("restore the file's full size from a backup")
     };
-    match segment.size {
-        Some(size) if size > room => Err(truncated(segment.offset.0.saturating_add(size.0))),
-        Some(size) => Ok(size),
+    let size = match segment.size {
+        Some(size) if size > room => return Err(truncated(segment.offset.0.saturating_add(size.0))),
+        Some(size) => size,
         None => match segment.sector_size.round_down(room.0) {
-            0 => Err(truncated(segment.offset.0.saturating_add(u64::from(segment.sector_size.bytes())))),
-            size => Ok(ByteCount(size)),
+            0 => {
+                return Err(truncated(
+                    segment.offset.0.saturating_add(u64::from(segment.sector_size.bytes())),
+                ));
+            }
+            size => ByteCount(size),
         },
-    }
+    };
+    check_tweaks(size, segment).map(|()| size)
 }
 
 /// Every sector must have a tweak of its own.

@@ -46,8 +46,9 @@ const SALT_LEN: usize = 32;
 const DIGEST_ITERATIONS: u32 = 100_000;
 const DIGEST_LEN: usize = 32;
 
-/// IEEE 1619's limit for what one XTS key may encrypt, and what it advises.
-const MOST_DATA: u64 = 256 * ByteCount::TIB;
+/// The most data in bytes that one XTS key may encrypt (IEEE 1619-2025).
+pub const MOST_DATA: u64 = 256 * ByteCount::TIB;
+/// The most that it advises.
 const ADVISED_DATA: u64 = ByteCount::TIB;
 
 /// Zeroes are written in pieces of this size.

@@ -35,7 +35,7 @@ pub use binary_header::looks_like_luks;
 pub use check::CheckedHeader;
 pub use describe::{Description, KeyslotDescription, TokenDescription, describe};
 pub use device::{Device, DeviceOptions, DiscardPolicy};
-pub use format::{DATA_OFFSET, FormatOptions, Formatted, Pbkdf, format};
+pub use format::{DATA_OFFSET, FormatOptions, Formatted, MOST_DATA, Pbkdf, format};
 pub use header::Header;
 pub use keyslot::Unlocked;
 pub use luks1_header::PartitionHeader;

@@ -186,15 +186,12 @@ impl Session {
         }
         let session = Arc::clone(self);
         self.shared.workers.submit(Box::new(move || {
-            match catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
-                Ok(answer) => {
-                    session.reply(answer, Some(credit));
-                    session.outbox.send_now();
-                }
-                Err(_) => {
-                    tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
-                    session.stream.hang_up();
-                }
+            if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
+                session.reply(answer, Some(credit));
+                session.outbox.send_now();
+            } else {
+                tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
+                session.stream.hang_up();
             }
         }));
     }

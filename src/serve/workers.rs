@@ -34,7 +34,7 @@ impl<J: FnOnce() + Send + 'static> Workers<J> {
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             let spawned = thread.spawn(move || {
                 while let Some(job) = shared.next() {
-                    job()
+                    job();
                 }
             });
             workers.threads.push(spawned.map_err(|e| Error::io("cannot start a worker thread", e))?);

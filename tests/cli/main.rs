@@ -1,0 +1,18 @@
+//! The command line as users meet it, one file a behaviour: messages, exit codes, and that a refusal
+//! changes nothing. Needs no peer.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
+
+mod arguments;
+mod busy;
+mod damaged_header;
+mod demo;
+mod harness;
+mod inspect;
+mod interrupt;
+mod key_files;
+mod overwrite;
+mod pins;
+mod prompt;
+mod ready;
+mod wrong_device;
+mod wrong_key;

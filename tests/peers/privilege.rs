@@ -1,0 +1,102 @@
+//! What needs root, by root or by sudo: mounts and loop devices that go away with their test. And
+//! the opposite: running a server as somebody who may do nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{HOSTVEIL, Run, find_peer};
+
+/// Whether the tests run as root.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A command that root runs.
+pub(crate) fn as_root(program: &str) -> Command {
+    let program = find_peer(program);
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new(find_peer("sudo"));
+    command.arg("-n").arg(program);
+    command
+}
+
+/// The words before a command that make it run without any privilege: as `nobody` if we are root.
+pub(crate) fn unprivileged() -> Vec<String> {
+    let words =
+        ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
+    let mut command = vec![find_peer("setpriv").to_str().unwrap().to_owned()];
+    if is_root() {
+        command.extend(words.map(str::to_owned));
+    } else {
+        command.push("--no-new-privs".to_owned());
+    }
+    command
+}
+
+/// A copy of the program in `place`, and `place` with all that is in it open to everybody: a
+/// checkout may lie where only its owner can reach it.
+pub(crate) fn open_to_everybody(place: &Path) -> PathBuf {
+    let program = place.join("hostveil");
+    std::fs::copy(HOSTVEIL, &program).unwrap();
+    Command::new("chmod").args(["-R", "a+rwX"]).arg(place).run();
+    program
+}
+
+/// A loop device; it is detached when dropped.
+pub(crate) struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// Attaches a file, as a device with the given logical sector size.
+    pub(crate) fn attach(file: &Path, sector_size: u32) -> Self {
+        let sector_size = sector_size.to_string();
+        let mut command = as_root("losetup");
+        command.args(["--find", "--show", "--sector-size", &sector_size]).arg(file);
+        let device = Self(command.run().trim().into());
+        let owner = rustix::process::getuid().as_raw().to_string();
+        as_root("chown").arg(owner).arg(&device.0).run();
+        device
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = as_root("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// A small file system in memory; it is unmounted when dropped.
+pub(crate) struct SmallFileSystem {
+    // Unmounted before the directory goes away.
+    place: tempfile::TempDir,
+}
+
+impl SmallFileSystem {
+    /// One with room for `size` bytes.
+    pub(crate) fn mount(size: u64) -> Self {
+        let place = tempfile::Builder::new().prefix("hostveil-mount.").tempdir().unwrap();
+        let options = format!("size={size},mode=777");
+        as_root("mount").args(["-t", "tmpfs", "-o", &options, "hostveil-test"]).arg(place.path()).run();
+        Self { place }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// Makes it read-only.
+    pub(crate) fn make_read_only(&self) {
+        as_root("mount").args(["-o", "remount,ro"]).arg(self.path()).run();
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = as_root("umount").arg("-l").arg(self.path()).status();
+    }
+}
