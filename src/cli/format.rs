@@ -111,15 +111,21 @@ pub(super) fn run(args: Args) -> Result<()> {
     let progress = Bar::new()?;
     let made = volume::create(&target, &options, &passphrase, &OsEntropy, &progress)?;
     drop(progress);
-    if args.json {
-        println!("{}", serde_json::to_string(&made)?);
+    let text = if args.json {
+        format!("{}\n", serde_json::to_string(&made)?)
     } else {
         let key =
             args.key.key_file.map(|f| format!(" --key-file {}", shell_quoted(&f.display().to_string())));
-        println!("Made a {} volume of {}, UUID {}.", made.kind, ByteCount(made.size), made.uuid);
-        println!("Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.");
-        let disk = shell_quoted(&args.disk.display().to_string());
-        println!("Next:  hostveil serve{} {disk}", key.unwrap_or_default());
-    }
-    Ok(())
+        format!(
+            "Made a {} volume of {}, UUID {}.\n\
+             Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.\n\
+             Next:  hostveil serve{} {}\n",
+            made.kind,
+            ByteCount(made.size),
+            made.uuid,
+            key.unwrap_or_default(),
+            shell_quoted(&args.disk.display().to_string())
+        )
+    };
+    Ok(super::print(&text)?)
 }

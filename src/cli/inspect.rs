@@ -25,12 +25,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let description = volume::describe(&args.disk)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&description)?);
+    let text = if args.json {
+        format!("{}\n", serde_json::to_string_pretty(&description)?)
     } else {
-        print!("{}", table(&args.disk, &description));
-    }
-    Ok(())
+        table(&args.disk, &description)
+    };
+    Ok(super::print(&text)?)
 }
 
 /// A line a fact, for people.

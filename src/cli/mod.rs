@@ -15,6 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::error::Error;
+
 /// Encrypted block devices for VMs: what the host stores is ciphertext only.
 #[derive(Parser)]
 #[command(
@@ -69,6 +71,18 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(exit::report(&error)),
+    }
+}
+
+/// Prints to stdout. Nobody there to read it any more is no error.
+fn print(text: &str) -> Result<(), Error> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("cannot write to standard output", e))
+        }
+        _ => Ok(()),
     }
 }
 

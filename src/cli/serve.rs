@@ -1,6 +1,5 @@
 //! `hostveil serve`: unlocks a volume once and serves it over NBD until it is told to stop.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -172,9 +171,7 @@ fn announce(args: &Args, address: &Address, volume: &Volume) -> Result<(), Error
     } else {
         recipes(&args.disk, volume, &attachment)
     };
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|e| Error::io("cannot write to standard output", e))
+    super::print(&text)
 }
 
 fn recipes(disk: &Path, volume: &Volume, attachment: &Attachment<'_>) -> String {

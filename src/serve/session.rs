@@ -20,8 +20,11 @@ use super::server::Shared;
 
 /// How long a client may take for the whole handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
-/// Replies that gather before they are sent although more requests are at hand.
+/// Replies gather while more requests are at hand, up to so many of them ...
 const GATHER: usize = 32;
+/// ... and so many bytes of requests' data: beyond that a system call costs nothing beside the copying,
+/// and what lies in the CPU's cache should leave before it is pushed out.
+const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
 pub(super) fn run(shared: &Arc<Shared>, stream: &Arc<Stream>) {
@@ -129,11 +132,11 @@ impl Session {
         credits: &Arc<Credits>,
     ) -> std::io::Result<Ended> {
         let transmission = self.negotiated.transmission();
-        let mut gathered = 0;
+        let (mut gathered, mut bytes) = (0, 0);
         loop {
-            if receiver.buffered().len() < REQUEST_HEADER_LEN || gathered >= GATHER {
+            if receiver.buffered().len() < REQUEST_HEADER_LEN || gathered >= GATHER || bytes >= GATHER_BYTES {
                 self.outbox.send();
-                gathered = 0;
+                (gathered, bytes) = (0, 0);
             }
             let Some(header) = receiver.array::<REQUEST_HEADER_LEN>()? else {
                 return Ok("the client left".into());
@@ -144,6 +147,7 @@ impl Session {
                     return Ok("the client said goodbye".into());
                 }
                 Admission::Accept(request) => {
+                    bytes += buffer_len(&request.command);
                     let credit = self.admit(credits, &request);
                     let data = self.receive_data(receiver, &request)?;
                     self.place(request, data, credit);
@@ -174,6 +178,10 @@ impl Session {
         let Command::Write { .. } = request.command else { return Ok(None) };
         let buffer: Result<Buffer> = self.shared.pool.take(buffer_len(&request.command));
         let mut buffer = buffer.map_err(std::io::Error::other)?;
+        if receiver.buffered().len() < buffer.len() {
+            // The rest may be long in coming, and the client in want of what is ready.
+            self.outbox.send();
+        }
         receiver.read_exact(&mut buffer)?;
         Ok(Some(buffer))
     }
