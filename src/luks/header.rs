@@ -14,7 +14,7 @@ use super::read::{RawHeader, read_start};
 #[derive(Debug)]
 pub enum Header {
     /// LUKS1: one copy, without a checksum.
-    V1(Box<PartitionHeader>),
+    V1(PartitionHeader),
     /// LUKS2: the newest copy whose checksum is right.
     V2(RawHeader),
 }
@@ -35,7 +35,7 @@ impl Header {
     /// As [`Self::read`].
     pub fn from_start(bytes: &[u8]) -> Result<Self> {
         match version_at_start(bytes) {
-            Some(1) => PartitionHeader::parse(bytes).map(Box::new).map(Self::V1),
+            Some(1) => PartitionHeader::parse(bytes).map(Self::V1),
             _ => RawHeader::from_start(bytes).map(Self::V2),
         }
     }

@@ -213,17 +213,17 @@ mod tests {
             ["cbc-essiv:sha256", "cbc-plain64", "ecb", "xts-essiv:sha256", "xts-benbi", "XTS-plain64", ""]
         {
             refused(ErrorKind::Unsupported, &["cipher-mode", &format!("'{mode}'")], |h| {
-                h.cipher_mode = field(mode)
+                h.cipher_mode = field(mode);
             });
         }
         for name in ["cipher_null", "null", "serpent", "aes-xts", "AES", ""] {
             refused(ErrorKind::Unsupported, &["cipher-name", &format!("'{name}'")], |h| {
-                h.cipher_name = field(name)
+                h.cipher_name = field(name);
             });
         }
         for hash in ["ripemd160", "whirlpool", "md5", "SHA256", "sha2567", ""] {
             refused(ErrorKind::Unsupported, &["hash-spec", &format!("'{hash}'")], |h| {
-                h.hash_spec = field(hash)
+                h.hash_spec = field(hash);
             });
         }
         for key_bytes in [0, 16, 31, 33, 48, 63, 65, 128, u32::MAX] {
@@ -247,7 +247,7 @@ mod tests {
         refused(ErrorKind::Unsupported, &["mk-digest-iter"], |h| h.mk_digest_iter = most + 1);
         refused(corrupt, &["mk-digest-iter"], |h| h.mk_digest_iter = 0);
         refused(ErrorKind::Unsupported, &["key slot 0", "iterations"], |h| {
-            h.key_slots[0].iterations = u32::MAX
+            h.key_slots[0].iterations = u32::MAX;
         });
         refused(corrupt, &["key slot 0", "iterations"], |h| h.key_slots[0].iterations = 0);
         refused(ErrorKind::Unsupported, &["key slot 7", "iterations"], |h| {
