@@ -27,7 +27,7 @@ pub use crate::luks::DiscardPolicy;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
-    /// LUKS2 with AES-256-XTS.
+    /// LUKS2 with AES-256-XTS. LUKS1 is of this type too; it is opened and never made.
     Luks,
 }
 
@@ -79,7 +79,7 @@ impl Located {
     pub fn at(path: &Path, options: &OpenOptions) -> Result<Self> {
         let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let backing = FileBacking::open(path, access)?;
-        let header = luks::RawHeader::read(&backing)?.check(&CostLimits::of_this_machine())?;
+        let header = luks::Header::read(&backing)?.check(&CostLimits::of_this_machine())?;
         if let Some(wanted) = options.uuid.filter(|wanted| *wanted != header.uuid()) {
             let what = format!("{} holds the volume {}, not {wanted}", path.display(), header.uuid());
             return Err(Error::new(ErrorKind::WrongDevice, what));
@@ -107,7 +107,7 @@ impl Located {
 /// What the header of the disk at `path` says.
 pub fn describe(path: &Path) -> Result<luks::Description> {
     let backing = FileBacking::open_unlocked(path)?;
-    Ok(luks::describe(&luks::RawHeader::read(&backing)?))
+    Ok(luks::describe(&luks::Header::read(&backing)?))
 }
 
 /// What is asked of a new volume.

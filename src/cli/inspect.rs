@@ -52,17 +52,19 @@ fn table(disk: &Path, header: &Description) -> String {
     line("sector", bytes(header.sector_size.map(u64::from)).unwrap_or_else(unknown));
     line("data begins at", bytes(header.data_offset).unwrap_or_else(unknown));
     line("data size", bytes(header.data_size).unwrap_or_else(|| "to the end of the disk".to_owned()));
+    line("digest", header.digest.clone().unwrap_or_else(unknown));
     for slot in &header.keyslots {
         line(&format!("key slot {}", slot.number), format!("{}, priority {}", slot.kdf, slot.priority));
     }
     for token in &header.tokens {
         line(&format!("token {}", token.number), token.kind.clone());
     }
-    line("sequence id", header.sequence.to_string());
-    line(
-        "header copies",
-        format!("primary {}; secondary {}", header.primary_header, header.secondary_header),
-    );
+    if let Some(sequence) = header.sequence {
+        line("sequence id", sequence.to_string());
+    }
+    if let (Some(primary), Some(secondary)) = (&header.primary_header, &header.secondary_header) {
+        line("header copies", format!("primary {primary}; secondary {secondary}"));
+    }
     if let Some(refused) = &header.refused {
         line("not served", refused.clone());
     }

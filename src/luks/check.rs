@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::binary_header::{self, BINARY_HEADER_LEN};
+use super::header::Header;
 use super::metadata::{Config, Decimal, Digest, KdfObject, Keyslot, Metadata, Segment, SegmentSize};
 use super::read::RawHeader;
 use super::text::printable;
@@ -38,19 +39,21 @@ const MOST_OBJECTS: usize = 32;
 const AREA_ALIGNMENT: u64 = 512;
 /// A digest shorter than SHA-1's would let wrong keys pass; LUKS1's, kept on conversion, is 20 long.
 const SHORTEST_DIGEST: usize = 20;
+/// For [`Layout::derivations`]: a header may have 32 slots, and any of them may be the right one.
+const DERIVATIONS: u64 = 2;
 /// No salt or digest of the format is longer.
 const LONGEST_BINARY: usize = 256;
 
 /// A header that asks for nothing but what this program does.
 #[derive(Debug)]
 pub struct CheckedHeader {
-    pub(super) raw: RawHeader,
+    pub(super) raw: Header,
     pub(super) layout: Layout,
     pub(super) limits: CostLimits,
 }
 
 impl CheckedHeader {
-    pub(super) fn new(raw: RawHeader, layout: Layout, limits: CostLimits) -> Self {
+    pub(super) fn new(raw: Header, layout: Layout, limits: CostLimits) -> Self {
         Self { raw, layout, limits }
     }
 
@@ -60,17 +63,22 @@ impl CheckedHeader {
     }
 }
 
-/// What a header says, as far as we act on it.
+/// What a header of either version says, as far as we act on it.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) uuid: Uuid,
     pub(super) segment: CryptSegment,
+    /// Length of the volume key, and of the keys that wrap it: 64 for AES-256, or 32 for AES-128.
+    pub(super) key_len: usize,
     pub(super) digest: KeyDigest,
     /// The slots that hold the volume key, by number.
     pub(super) slots: BTreeMap<u32, Slot>,
+    /// How many of the costliest derivations that the limits allow for one slot an attempt to open
+    /// the volume may cost in all.
+    pub(super) derivations: u64,
 }
 
-/// Where the data lies and how it is encrypted: always AES-256-XTS, `plain64`.
+/// Where the data lies and how it is encrypted: always AES-XTS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CryptSegment {
     pub(super) offset: ByteOffset,
@@ -79,6 +87,8 @@ pub(super) struct CryptSegment {
     pub(super) sector_size: BlockSize,
     /// The first sector's tweak, in units of 512 bytes.
     pub(super) iv_tweak: u64,
+    /// What no tweak may reach: 2^32 for the mode `plain`, below which it is the same as `plain64`.
+    pub(super) tweak_end: u64,
 }
 
 /// How a candidate is recognised as the volume key.
@@ -93,7 +103,7 @@ pub(super) struct KeyDigest {
 pub(super) struct Slot {
     pub(super) kdf: Kdf,
     pub(super) af_hash: Hash,
-    /// Where its [`MATERIAL_LEN`] bytes of key material begin.
+    /// Where its key material begins: [`STRIPES`] times the key's length.
     pub(super) area: ByteOffset,
     pub(super) priority: Priority,
 }
@@ -118,7 +128,8 @@ pub(super) fn check(raw: &RawHeader, limits: &CostLimits) -> Result<Layout> {
     let digest = digest_of_segment(metadata, number)?;
     let slots = digest.keyslots.iter().map(|slot| bound_slot(metadata, *slot, limits));
     let slots = slots.collect::<Result<_>>()?;
-    Ok(Layout { uuid, segment, digest: check_digest(digest, limits)?, slots })
+    let digest = check_digest(digest, limits)?;
+    Ok(Layout { uuid, segment, key_len: KEY_LEN, digest, slots, derivations: DERIVATIONS })
 }
 
 fn corrupt(what: impl Into<String>) -> Error {
@@ -179,7 +190,7 @@ fn check_segment(segment: &Segment) -> Result<CryptSegment> {
     let iv_tweak = segment.iv_tweak.ok_or_else(|| corrupt("segment iv_tweak is missing"))?.0;
     let offset = ByteOffset(segment.offset.0);
     let size = check_segment_size(segment, sector_size, iv_tweak)?;
-    Ok(CryptSegment { offset, size, sector_size, iv_tweak })
+    Ok(CryptSegment { offset, size, sector_size, iv_tweak, tweak_end: u64::MAX })
 }
 
 fn check_segment_size(segment: &Segment, sector_size: BlockSize, iv_tweak: u64) -> Result<Option<ByteCount>> {
@@ -400,6 +411,7 @@ mod tests {
             size: Some(ByteCount(1 << 20)),
             sector_size: BlockSize::B4096,
             iv_tweak: 0,
+            tweak_end: u64::MAX,
         };
         assert_eq!(header.layout.segment, expected);
         assert_eq!(header.layout.slots.keys().collect::<Vec<_>>(), [&0]);

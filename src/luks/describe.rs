@@ -8,11 +8,14 @@ use crate::error::Error;
 
 use super::binary_header::text;
 use super::check::{CheckedHeader, check};
-use super::metadata::{Keyslot, Metadata, SegmentSize};
+use super::header::Header;
+use super::luks1_check;
+use super::luks1_header::{ACTIVE, PartitionHeader};
+use super::metadata::{Digest, Keyslot, Metadata, SegmentSize};
 use super::read::RawHeader;
 use super::text::printable;
 
-/// A LUKS2 header in plain terms. The host can have written anything in it; text is cleaned of what
+/// A LUKS header in plain terms. The host can have written anything in it; text is cleaned of what
 /// would disturb a terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Description {
@@ -20,7 +23,7 @@ pub struct Description {
     pub version: u32,
     /// The volume's identity.
     pub uuid: String,
-    /// The volume's label, often empty.
+    /// The volume's label, often empty; LUKS1 has none.
     pub label: String,
     /// The cipher of the data.
     pub cipher: Option<String>,
@@ -32,16 +35,18 @@ pub struct Description {
     pub data_offset: Option<u64>,
     /// Size of the data in bytes; none when it reaches to the store's end.
     pub data_size: Option<u64>,
-    /// The key slots.
+    /// How the volume key is recognised, with costs.
+    pub digest: Option<String>,
+    /// The key slots that are in use.
     pub keyslots: Vec<KeyslotDescription>,
     /// The tokens.
     pub tokens: Vec<TokenDescription>,
-    /// The header's sequence number, which grows with every change.
-    pub sequence: u64,
-    /// What became of the header's primary copy.
-    pub primary_header: String,
+    /// The header's sequence number, which grows with every change; LUKS1 has none.
+    pub sequence: Option<u64>,
+    /// What became of the header's primary copy; LUKS1 has one copy and cannot tell.
+    pub primary_header: Option<String>,
     /// What became of the header's secondary copy.
-    pub secondary_header: String,
+    pub secondary_header: Option<String>,
     /// Why this program would not open the volume.
     pub refused: Option<String>,
 }
@@ -68,7 +73,43 @@ pub struct TokenDescription {
 }
 
 /// Describes a header, also one that would be refused.
-pub fn describe(header: &RawHeader) -> Description {
+pub fn describe(header: &Header) -> Description {
+    match header {
+        Header::V1(header) => describe_luks1(header),
+        Header::V2(header) => describe_luks2(header),
+    }
+}
+
+fn describe_luks1(header: &PartitionHeader) -> Description {
+    let refused = luks1_check::check(header, &CostLimits::of_this_machine());
+    let shown = |field: &[u8]| printable(&text(field));
+    let hash = shown(&header.hash_spec);
+    let in_use = (0..).zip(&header.key_slots).filter(|(_, slot)| slot.active == ACTIVE);
+    let keyslot = |number, iterations| KeyslotDescription {
+        number,
+        kdf: pbkdf2(&hash, iterations),
+        priority: "normal".to_owned(),
+    };
+    Description {
+        version: 1,
+        uuid: shown(&header.uuid),
+        label: String::new(),
+        cipher: Some(format!("{}-{}", shown(&header.cipher_name), shown(&header.cipher_mode))),
+        key_bits: header.key_bytes.checked_mul(8),
+        sector_size: Some(512),
+        data_offset: Some(u64::from(header.payload_offset) * 512),
+        data_size: None,
+        digest: Some(pbkdf2(&hash, header.mk_digest_iter)),
+        keyslots: in_use.map(|(number, slot)| keyslot(number, slot.iterations)).collect(),
+        tokens: Vec::new(),
+        sequence: None,
+        primary_header: None,
+        secondary_header: None,
+        refused: refused.err().as_ref().map(Error::to_string),
+    }
+}
+
+fn describe_luks2(header: &RawHeader) -> Description {
     let refused = check(header, &CostLimits::of_this_machine()).err().as_ref().map(Error::to_string);
     let metadata = &header.metadata;
     // One that opens has one segment; of one that does not, the first says most.
@@ -85,11 +126,12 @@ pub fn describe(header: &RawHeader) -> Description {
             SegmentSize::Fixed(size) => Some(size),
             SegmentSize::Dynamic => None,
         }),
+        digest: metadata.digests.values().next().map(describe_digest),
         keyslots: metadata.keyslots.iter().map(|(number, slot)| describe_slot(*number, slot)).collect(),
         tokens: describe_tokens(metadata),
-        sequence: header.binary.seqid,
-        primary_header: header.primary.to_string(),
-        secondary_header: header.secondary.to_string(),
+        sequence: Some(header.binary.seqid),
+        primary_header: Some(header.primary.to_string()),
+        secondary_header: Some(header.secondary.to_string()),
         refused,
     }
 }
@@ -99,6 +141,17 @@ impl CheckedHeader {
     pub fn describe(&self) -> Description {
         describe(&self.raw)
     }
+}
+
+fn describe_digest(digest: &Digest) -> String {
+    match digest.kind.as_str() {
+        "pbkdf2" => pbkdf2(&printable(&digest.hash), digest.iterations),
+        other => printable(other),
+    }
+}
+
+fn pbkdf2(hash: &str, iterations: u32) -> String {
+    format!("pbkdf2 ({hash}, {iterations} iterations)")
 }
 
 fn describe_slot(number: u32, slot: &Keyslot) -> KeyslotDescription {
@@ -143,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_header_is_described_without_a_key() {
-        let header = RawHeader::read(&volume(BlockSize::B4096)).unwrap();
+        let header = Header::read(&volume(BlockSize::B4096)).unwrap();
         let described = describe(&header);
         assert_eq!(described.uuid.len(), 36);
         assert_eq!(
@@ -154,9 +207,10 @@ mod tests {
         assert_eq!((described.data_offset, described.data_size), (Some(16 << 20), Some(1 << 20)));
         assert_eq!(described.keyslots[0].kdf, "pbkdf2 (sha256, 1000 iterations)");
         assert_eq!(described.keyslots[0].priority, "normal");
+        assert!(described.digest.is_some_and(|digest| digest.starts_with("pbkdf2 (sha256, ")));
         assert_eq!(
-            (described.primary_header.as_str(), described.refused),
-            ("valid, sequence number 1", None)
+            (described.primary_header.as_deref(), described.refused),
+            (Some("valid, sequence number 1"), None)
         );
         let json =
             serde_json::to_value(header.check(&CostLimits::of_this_machine()).unwrap().describe()).unwrap();
@@ -171,7 +225,7 @@ mod tests {
             json["tokens"]["5"] = json!(7);
             json["keyslots"]["0"]["kdf"] = json!({"type": "argon2id", "time": 4, "memory": 65536, "cpus": 2, "salt": "AAAAAAAAAAAAAAAAAAAAAA=="});
         });
-        let described = describe(&header);
+        let described = describe(&Header::V2(header));
         assert!(described.refused.as_ref().is_some_and(|reason| reason.contains("segment encryption")));
         assert_eq!(described.keyslots[0].kdf, "argon2id (65536 KiB, 4 passes, 2 lanes)");
         assert_eq!(described.tokens[0], TokenDescription { number: 4, kind: "\u{fffd}clevis".to_owned() });
@@ -186,8 +240,8 @@ mod tests {
         let backing = volume(BlockSize::B4096);
         forge(&backing, |_| ());
         backing.write_at(ByteOffset(20_000), &[1]).unwrap();
-        let described = describe(&RawHeader::read(&backing).unwrap());
-        assert_eq!(described.secondary_header, "damaged: its checksum is wrong");
-        assert_eq!(described.sequence, 2);
+        let described = describe(&Header::read(&backing).unwrap());
+        assert_eq!(described.secondary_header.as_deref(), Some("damaged: its checksum is wrong"));
+        assert_eq!(described.sequence, Some(2));
     }
 }

@@ -73,14 +73,8 @@ impl Device {
     ) -> Result<Self> {
         let Unlocked { key, segment, .. } = unlocked;
         let size = data_size(backing.len()?, segment)?;
-        if segment.iv_tweak.checked_add(size.0 / TWEAK_UNIT).is_none() {
-            return Err(Error::new(
-                ErrorKind::CorruptHeader,
-                "segment iv_tweak is too large for the store's size",
-            ));
-        }
         let xts = xts(key.expose(), Backend::Fastest)?;
-        tracing::debug!(cipher = xts.name(), %size, sector_size = segment.sector_size.bytes(), "opened a LUKS2 volume");
+        tracing::debug!(cipher = xts.name(), %size, sector_size = segment.sector_size.bytes(), "opened a LUKS volume");
         let geometry = Geometry { size, block: segment.sector_size, preferred: BlockSize::B4096 };
         Ok(Self { backing, xts, geometry, data: segment.offset, iv_tweak: segment.iv_tweak, options, pool })
     }
@@ -132,14 +126,35 @@ fn data_size(store: ByteCount, segment: CryptSegment) -> Result<ByteCount> {
             format!("the store has {} bytes and the volume in it needs {needed}: it was truncated", store.0);
         Error::new(ErrorKind::CorruptHeader, what).hint("restore the file's full size from a backup")
     };
-    match segment.size {
-        Some(size) if size > room => Err(truncated(segment.offset.0.saturating_add(size.0))),
-        Some(size) => Ok(size),
+    let size = match segment.size {
+        Some(size) if size > room => return Err(truncated(segment.offset.0.saturating_add(size.0))),
+        Some(size) => size,
         None => match segment.sector_size.round_down(room.0) {
-            0 => Err(truncated(segment.offset.0.saturating_add(u64::from(segment.sector_size.bytes())))),
-            size => Ok(ByteCount(size)),
+            0 => {
+                return Err(truncated(
+                    segment.offset.0.saturating_add(u64::from(segment.sector_size.bytes())),
+                ));
+            }
+            size => ByteCount(size),
         },
+    };
+    check_tweaks(size, segment).map(|()| size)
+}
+
+/// Every sector must have a tweak of its own.
+fn check_tweaks(size: ByteCount, segment: CryptSegment) -> Result<()> {
+    let end = segment.iv_tweak.checked_add(size.0 / TWEAK_UNIT);
+    let end = end.ok_or_else(|| {
+        Error::new(ErrorKind::CorruptHeader, "segment iv_tweak is too large for the store's size")
+    })?;
+    if end <= segment.tweak_end {
+        return Ok(());
     }
+    let what = format!(
+        "cipher-mode xts-plain repeats its tweaks after {} sectors, and this volume has {end}",
+        segment.tweak_end
+    );
+    Err(Error::new(ErrorKind::Unsupported, what))
 }
 
 impl BlockDevice for Device {

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::binary_header::{BinaryHeader, Place};
 use super::format::{FormatOptions, Pbkdf, format};
+use super::luks1_header::PartitionHeader;
 use super::metadata::Metadata;
 use super::read::RawHeader;
 use crate::backing::{Backing, MemoryBacking};
@@ -76,5 +77,100 @@ pub(super) fn forge(backing: &dyn Backing, change: impl FnOnce(&mut Value)) {
     for (place, at) in [(Place::Primary, 0), (Place::Secondary, binary.hdr_size)] {
         let copy = binary.assemble(place, &[1; 64], &serde_json::to_vec(&json).unwrap()).unwrap();
         backing.write_at(ByteOffset(at), &copy).unwrap();
+    }
+}
+
+/// A LUKS1 volume that another program made, cut down: its first bytes, and the first 2048 of its data.
+pub(super) struct Golden {
+    pub(super) file: &'static [u8],
+    /// How many of the first bytes: those of the header, or up to the end of key slot 0's material.
+    pub(super) start: usize,
+    pub(super) uuid: &'static str,
+    /// As cryptsetup tells it (`luksDump --dump-volume-key`).
+    pub(super) key: &'static [u8],
+    /// Where the data begins, in sectors, as cryptsetup tells it.
+    pub(super) payload: u64,
+}
+
+/// By `cryptsetup luksFormat --type luks1 --pbkdf-force-iterations 1000` 2.6.1 and `qemu-img create -f
+/// luks` 10.0.2, with the data written by QEMU: sectors that say their number. They open with
+/// "secret". Key material has 4000 stripes that cannot be compressed, so only two bring theirs.
+pub(super) const LUKS1: [Golden; 4] = [
+    Golden {
+        file: include_bytes!("../../tests/data/luks1-cryptsetup-2.6.1-sha1-256.img"),
+        start: 132_096,
+        uuid: "7cdb497b-5daa-4464-a9a5-9664ebba2152",
+        key: &[
+            0x3e, 0xed, 0x53, 0x97, 0x14, 0x8b, 0xa4, 0x1b, 0xaf, 0x0d, 0xea, 0x68, 0xb4, 0x97, 0x96,
+            0x95, //
+            0xaf, 0x82, 0x01, 0x14, 0x34, 0x9b, 0x7a, 0x31, 0x57, 0xe2, 0xa6, 0x02, 0x53, 0x59, 0x13,
+            0x6c, //
+        ],
+        payload: 4096,
+    },
+    Golden {
+        file: include_bytes!("../../tests/data/luks1-cryptsetup-2.6.1-sha512-256.img"),
+        start: 132_096,
+        uuid: "0b0d5cdb-96ac-490b-a80e-e58837e518aa",
+        key: &[
+            0x61, 0xa3, 0x14, 0x87, 0xfd, 0x13, 0x39, 0x49, 0x9e, 0xa9, 0x80, 0xd1, 0x47, 0xe6, 0xfd,
+            0xc9, //
+            0x9f, 0x3f, 0x76, 0x83, 0xdd, 0xf8, 0x9b, 0xb1, 0x4f, 0x79, 0x69, 0xe0, 0x3a, 0x4c, 0x64,
+            0x46, //
+        ],
+        payload: 4096,
+    },
+    Golden {
+        file: include_bytes!("../../tests/data/luks1-cryptsetup-2.6.1-sha256-512.img"),
+        start: 592,
+        uuid: "595b4e53-c186-4ff5-af62-19d160c6b97d",
+        key: &[
+            0x1c, 0x61, 0x7d, 0xfd, 0xb6, 0x3c, 0xdd, 0xe9, 0xd2, 0x1d, 0x85, 0x94, 0x80, 0x01, 0x2f,
+            0x17, //
+            0xaf, 0x99, 0xd0, 0xb2, 0x82, 0x94, 0x96, 0x6b, 0x1f, 0x8a, 0x7a, 0x7a, 0x9c, 0xbd, 0x96,
+            0xc2, //
+            0xcb, 0x96, 0xe0, 0x31, 0xdc, 0x20, 0xe7, 0x22, 0x06, 0x65, 0xac, 0xa1, 0xf6, 0x04, 0x64,
+            0xbc, //
+            0xfc, 0x26, 0x36, 0x17, 0x50, 0x23, 0x0c, 0xa1, 0x9b, 0xd0, 0x9d, 0x8a, 0xfe, 0xea, 0x11,
+            0x34, //
+        ],
+        payload: 4096,
+    },
+    Golden {
+        file: include_bytes!("../../tests/data/luks1-qemu-10.0.2-sha256-512.img"),
+        start: 592,
+        uuid: "a747f868-cb42-4be4-9676-39224cccbef8",
+        key: &[
+            0x3e, 0x19, 0x79, 0xea, 0x6d, 0xec, 0xa8, 0xf0, 0xc6, 0x19, 0x8c, 0xd2, 0xef, 0x63, 0xff,
+            0xf1, //
+            0x93, 0x84, 0xbe, 0x7e, 0xab, 0x4a, 0x99, 0xa7, 0xfb, 0xc6, 0x67, 0x69, 0x87, 0x56, 0xd4,
+            0x14, //
+            0xcc, 0x91, 0xb4, 0xa2, 0xfb, 0xa7, 0x30, 0x13, 0x45, 0x7f, 0x82, 0x1c, 0x7a, 0x67, 0x96,
+            0x27, //
+            0x69, 0x17, 0x6c, 0x92, 0x84, 0x1d, 0x63, 0xd6, 0xb2, 0xb0, 0xab, 0x3e, 0xc1, 0x49, 0x97,
+            0x3d, //
+        ],
+        payload: 4040,
+    },
+];
+
+impl Golden {
+    /// Whether its key slot came with it.
+    pub(super) fn opens_with_secret(&self) -> bool {
+        self.start > 592
+    }
+
+    /// Its first bytes and data, each at its place, in a store of its own.
+    pub(super) fn store(&self) -> MemoryBacking {
+        let store = MemoryBacking::new(ByteCount(self.payload * 512 + 2048));
+        let (start, data) = self.file.split_at(self.start);
+        store.write_at(ByteOffset(0), start).unwrap();
+        store.write_at(ByteOffset(self.payload * 512), data).unwrap();
+        store
+    }
+
+    /// Its header.
+    pub(super) fn header(&self) -> PartitionHeader {
+        PartitionHeader::parse(self.file).unwrap()
     }
 }

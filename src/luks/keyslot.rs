@@ -1,6 +1,6 @@
 //! Key slots: getting the volume key out of one with a passphrase, and putting it into one.
 //!
-//! A slot opens in four steps (LUKS2 specification, 3.2 and 4.1): the passphrase becomes the slot's
+//! A slot opens in four steps (LUKS2 specification, 3.2 and 4.1; LUKS1 specification, 4.3): the passphrase becomes the slot's
 //! key by its KDF; that key decrypts the slot's area (AES-XTS in 512-byte sectors, tweak from 0);
 //! the anti-forensic merge makes a candidate of what was there; the digest tells whether it is the
 //! volume key. Everything on the way is held in locked memory that is zeroed afterwards.
@@ -16,14 +16,11 @@ use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::BlockSize;
 
 use super::antiforensic;
-use super::check::{CheckedHeader, CryptSegment, KEY_LEN, KeyDigest, MATERIAL_LEN, Priority, STRIPES, Slot};
+use super::check::{CheckedHeader, CryptSegment, KeyDigest, Priority, STRIPES, Slot};
+use super::header::Header;
 
 /// Areas are encrypted in sectors of this size, whatever the data's sector size is.
 const AREA_SECTOR: BlockSize = BlockSize::B512;
-
-/// One attempt to open a volume may cost as much as this many of the costliest derivations that the
-/// limits allow for one.
-const DERIVATIONS: u64 = 2;
 
 /// An unlocked volume: its header's meaning and its key.
 #[derive(Debug)]
@@ -65,11 +62,11 @@ impl CheckedHeader {
         passphrase: &Passphrase,
         only: Option<u32>,
     ) -> Result<Unlocked> {
-        let mut budget = Budget::new(&self.limits);
+        let mut budget = Budget::new(&self.limits, self.layout.derivations);
         for (number, slot) in self.candidates(only)? {
             budget.spend(&slot.kdf)?;
             budget.spend(&self.layout.digest.kdf)?;
-            let candidate = slot.open(backing, passphrase)?;
+            let candidate = slot.open(backing, passphrase, self.layout.key_len)?;
             if self.layout.digest.matches(candidate.expose())? {
                 return Ok(self.unlocked(candidate, Some(number)));
             }
@@ -82,13 +79,20 @@ impl CheckedHeader {
     /// # Errors
     /// [`ErrorKind::WrongKey`] when it is not this volume's.
     pub fn unlock_with_volume_key(&self, key: &VolumeKey) -> Result<Unlocked> {
-        if key.expose().len() == KEY_LEN && self.layout.digest.matches(key.expose())? {
+        if key.expose().len() == self.layout.key_len && self.layout.digest.matches(key.expose())? {
             return Ok(self.unlocked(SecretBytes::copy_of(key.expose())?, None));
         }
         Err(Error::new(ErrorKind::WrongKey, "this is not the volume's key"))
     }
 
     fn unlocked(&self, key: SecretBytes, key_slot: Option<u32>) -> Unlocked {
+        if let Header::V1(_) = self.raw {
+            tracing::warn!(
+                uuid = %self.layout.uuid,
+                "this is a LUKS1 volume, whose header is not authenticated: whoever can write to the disk can \
+                 change it unnoticed"
+            );
+        }
         Unlocked { key: VolumeKey::new(key), segment: self.layout.segment, uuid: self.layout.uuid, key_slot }
     }
 
@@ -113,10 +117,11 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(limits: &CostLimits) -> Self {
+    /// As much as that many of the costliest derivations that the limits allow.
+    fn new(limits: &CostLimits, derivations: u64) -> Self {
         Self {
-            kib_passes: limits.kib_passes.saturating_mul(DERIVATIONS),
-            iterations: limits.iterations.saturating_mul(DERIVATIONS),
+            kib_passes: limits.kib_passes.saturating_mul(derivations),
+            iterations: limits.iterations.saturating_mul(derivations),
         }
     }
 
@@ -133,13 +138,13 @@ impl Budget {
 }
 
 impl Slot {
-    /// What comes out of the slot with this passphrase: the volume key, or noise.
-    fn open(&self, backing: &dyn Backing, passphrase: &Passphrase) -> Result<SecretBytes> {
-        let wrapping = wrapping_key(&self.kdf, passphrase)?;
-        let mut material = SecretBytes::zeroed(MATERIAL_LEN)?;
+    /// What comes out of the slot with this passphrase: the volume key of `key_len` bytes, or noise.
+    fn open(&self, backing: &dyn Backing, passphrase: &Passphrase, key_len: usize) -> Result<SecretBytes> {
+        let wrapping = wrapping_key(&self.kdf, passphrase, key_len)?;
+        let mut material = SecretBytes::zeroed(key_len * STRIPES as usize)?;
         backing.read_at(self.area, material.expose_mut())?;
         xts(wrapping.expose(), Backend::Fastest)?.decrypt(material.expose_mut(), AREA_SECTOR, 0)?;
-        antiforensic::merge(material.expose(), KEY_LEN, self.af_hash)
+        antiforensic::merge(material.expose(), key_len, self.af_hash)
     }
 }
 
@@ -151,14 +156,14 @@ pub(super) fn seal(
     af_hash: Hash,
     entropy: &dyn Entropy,
 ) -> Result<SecretBytes> {
-    let wrapping = wrapping_key(kdf, passphrase)?;
+    let wrapping = wrapping_key(kdf, passphrase, key.expose().len())?;
     let mut material = antiforensic::split(key.expose(), STRIPES, af_hash, entropy)?;
     xts(wrapping.expose(), Backend::Fastest)?.encrypt(material.expose_mut(), AREA_SECTOR, 0)?;
     Ok(material)
 }
 
-fn wrapping_key(kdf: &Kdf, passphrase: &Passphrase) -> Result<SecretBytes> {
-    let mut key = SecretBytes::zeroed(KEY_LEN)?;
+fn wrapping_key(kdf: &Kdf, passphrase: &Passphrase, len: usize) -> Result<SecretBytes> {
+    let mut key = SecretBytes::zeroed(len)?;
     kdf.derive(passphrase.expose(), key.expose_mut())?;
     Ok(key)
 }

@@ -1,4 +1,4 @@
-//! Finding a volume's header: one read into memory, both copies, the newest that is whole.
+//! Finding a LUKS2 volume's header: one read into memory, both copies, the newest that is whole.
 //!
 //! Guarantees: the store is read once, and everything that is checked later is checked on the bytes
 //! of that one read, so the host cannot show one header to the check and another to the use. A copy
@@ -14,6 +14,7 @@ use crate::units::{ByteCount, ByteOffset};
 
 use super::binary_header::{BinaryHeader, HEADER_SIZES, version_at_start};
 use super::check::{CheckedHeader, check};
+use super::header::Header;
 use super::metadata::Metadata;
 
 /// The largest header: two copies of the largest size.
@@ -56,10 +57,7 @@ impl RawHeader {
     /// [`ErrorKind::WrongDevice`] where nothing looks like LUKS, [`ErrorKind::Unsupported`] for LUKS1,
     /// [`ErrorKind::CorruptHeader`] when neither copy is whole.
     pub fn read(backing: &dyn Backing) -> Result<Self> {
-        let len = ByteCount(backing.len()?.0.min(LARGEST)).to_usize().unwrap_or(0);
-        let mut bytes = vec![0; len];
-        backing.read_at(ByteOffset(0), &mut bytes)?;
-        Self::from_start(&bytes)
+        Self::from_start(&read_start(backing)?)
     }
 
     /// Finds the header in a store's first bytes, of which 8 MiB are enough.
@@ -68,10 +66,7 @@ impl RawHeader {
     /// As [`Self::read`].
     pub fn from_start(bytes: &[u8]) -> Result<Self> {
         if version_at_start(bytes) == Some(1) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "this is a LUKS1 volume; only LUKS2 can be opened",
-            ));
+            return Err(Error::new(ErrorKind::Unsupported, "this is a LUKS1 volume; LUKS2 is needed here"));
         }
         let primary = copy_at(bytes, 0);
         let secondary = match &primary {
@@ -116,8 +111,16 @@ impl RawHeader {
     /// # Errors
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::CorruptHeader`], naming the field.
     pub fn check(self, limits: &CostLimits) -> Result<CheckedHeader> {
-        check(&self, limits).map(|layout| CheckedHeader::new(self, layout, *limits))
+        check(&self, limits).map(|layout| CheckedHeader::new(Header::V2(self), layout, *limits))
     }
+}
+
+/// The first bytes of a store, as many as a header can have.
+pub(super) fn read_start(backing: &dyn Backing) -> Result<Vec<u8>> {
+    let len = ByteCount(backing.len()?.0.min(LARGEST)).to_usize().unwrap_or(0);
+    let mut bytes = vec![0; len];
+    backing.read_at(ByteOffset(0), &mut bytes)?;
+    Ok(bytes)
 }
 
 /// One whole copy.
@@ -153,6 +156,7 @@ mod tests {
     use super::*;
     use crate::luks::binary_header::{MAGIC_PRIMARY, Place, looks_like_luks, text_field};
     use crate::luks::fixtures;
+    use crate::luks::{Header, describe};
 
     /// The first 64 KiB of a store with two copies of a header of 16 KiB, of these sequence numbers.
     fn start(primary: u64, secondary: u64) -> Vec<u8> {
@@ -244,8 +248,8 @@ mod tests {
             let binary = BinaryHeader { hdr_size, ..RawHeader::from_start(&start(1, 1)).unwrap().binary };
             let copy = binary.assemble(Place::Primary, &[1; 64], &json).unwrap();
             let _ = RawHeader::from_start(&copy[..cut.min(copy.len())]);
-            if let Ok(header) = RawHeader::from_start(&copy) {
-                let _ = crate::luks::describe(&header);
+            if let Ok(header) = Header::from_start(&copy) {
+                let _ = describe(&header);
                 let _ = header.check(&CostLimits::of_this_machine());
             }
         }

@@ -22,7 +22,7 @@ pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Which package brings a program, for the message when it is missing.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("cryptsetup", "cryptsetup-bin"),
     ("fio", "fio"),
     ("losetup", "mount"),
@@ -30,6 +30,7 @@ const PACKAGES: [(&str, &str); 12] = [
     ("umount", "mount"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
+    ("nbdkit", "nbdkit"),
     ("prlimit", "util-linux"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),

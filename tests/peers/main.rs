@@ -18,5 +18,6 @@ mod guest;
 mod kill;
 mod libnbd;
 mod loop_device;
+mod luks1;
 mod qemu;
 mod secrets;
