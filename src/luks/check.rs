@@ -17,6 +17,7 @@ use crate::crypto::{CostLimits, Hash, Kdf, KdfAlgorithm, TWEAK_UNIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
+use super::authenticate::HeaderToken;
 use super::binary_header::{self, BINARY_HEADER_LEN};
 use super::metadata::{Config, Decimal, Digest, KdfObject, Keyslot, Metadata, Segment, SegmentSize};
 use super::read::RawHeader;
@@ -33,7 +34,7 @@ pub(super) const STRIPES: u32 = 4000;
 /// Length of a key slot's anti-forensic material.
 pub(super) const MATERIAL_LEN: usize = KEY_LEN * STRIPES as usize;
 /// How many key slots and tokens a header may have, as in cryptsetup.
-const MOST_OBJECTS: usize = 32;
+pub(super) const MOST_OBJECTS: usize = 32;
 /// Areas begin and end at multiples of this.
 const AREA_ALIGNMENT: u64 = 512;
 /// A digest shorter than SHA-1's would let wrong keys pass; LUKS1's, kept on conversion, is 20 long.
@@ -68,6 +69,8 @@ pub(super) struct Layout {
     pub(super) digest: KeyDigest,
     /// The slots that hold the volume key, by number.
     pub(super) slots: BTreeMap<u32, Slot>,
+    /// What authenticates all of this but the slots, if anything does.
+    pub(super) token: Option<HeaderToken>,
 }
 
 /// Where the data lies and how it is encrypted: always AES-256-XTS, `plain64`.
@@ -118,7 +121,8 @@ pub(super) fn check(raw: &RawHeader, limits: &CostLimits) -> Result<Layout> {
     let digest = digest_of_segment(metadata, number)?;
     let slots = digest.keyslots.iter().map(|slot| bound_slot(metadata, *slot, limits));
     let slots = slots.collect::<Result<_>>()?;
-    Ok(Layout { uuid, segment, digest: check_digest(digest, limits)?, slots })
+    let token = HeaderToken::find(metadata).map_err(corrupt)?;
+    Ok(Layout { uuid, segment, digest: check_digest(digest, limits)?, slots, token })
 }
 
 fn corrupt(what: impl Into<String>) -> Error {

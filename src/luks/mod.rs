@@ -9,11 +9,17 @@
 //! Device::new(store, unlocked, options, buffers)
 //! ```
 //!
+//! What changes a header goes through [`slots`], [`backup`] and [`authenticate`], and each of these
+//! through the one crash-safe writer in `update.rs`.
+//!
 //! On disk it is the LUKS2 On-Disk Format Specification 1.1.4, whose sections the comments name, so
 //! cryptsetup opens what we format, and we open what cryptsetup formats as long as it is AES-256-XTS.
 //! XTS keeps data secret; it does not notice that somebody changed it.
 
 mod antiforensic;
+mod areas;
+pub mod authenticate;
+pub mod backup;
 mod binary_header;
 mod check;
 mod describe;
@@ -25,12 +31,14 @@ mod json;
 mod keyslot;
 mod metadata;
 mod read;
+pub mod slots;
 mod text;
+mod update;
 
 pub use binary_header::looks_like_luks;
 pub use check::CheckedHeader;
 pub use describe::{Description, KeyslotDescription, TokenDescription, describe};
 pub use device::{Device, DeviceOptions, DiscardPolicy};
 pub use format::{DATA_OFFSET, FormatOptions, Formatted, Pbkdf, format};
-pub use keyslot::Unlocked;
+pub use keyslot::{UnlockPolicy, Unlocked};
 pub use read::RawHeader;
