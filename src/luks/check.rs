@@ -17,6 +17,7 @@ use crate::crypto::{CostLimits, Hash, Kdf, KdfAlgorithm, TWEAK_UNIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
+use super::authenticate::HeaderToken;
 use super::binary_header::{self, BINARY_HEADER_LEN};
 use super::header::Header;
 use super::metadata::{Config, Decimal, Digest, KdfObject, Keyslot, Metadata, Segment, SegmentSize};
@@ -34,13 +35,13 @@ pub(super) const STRIPES: u32 = 4000;
 /// Length of a key slot's anti-forensic material.
 pub(super) const MATERIAL_LEN: usize = KEY_LEN * STRIPES as usize;
 /// How many key slots and tokens a header may have, as in cryptsetup.
-const MOST_OBJECTS: usize = 32;
+pub(super) const MOST_OBJECTS: usize = 32;
 /// Areas begin and end at multiples of this.
 const AREA_ALIGNMENT: u64 = 512;
 /// A digest shorter than SHA-1's would let wrong keys pass; LUKS1's, kept on conversion, is 20 long.
 const SHORTEST_DIGEST: usize = 20;
 /// For [`Layout::derivations`]: a header may have 32 slots, and any of them may be the right one.
-const DERIVATIONS: u64 = 2;
+const DERIVATIONS: u64 = 1;
 /// No salt or digest of the format is longer.
 const LONGEST_BINARY: usize = 256;
 
@@ -55,6 +56,25 @@ pub struct CheckedHeader {
 impl CheckedHeader {
     pub(super) fn new(raw: Header, layout: Layout, limits: CostLimits) -> Self {
         Self { raw, layout, limits }
+    }
+
+    /// What only a LUKS2 header has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a LUKS1 header, which is read and never changed.
+    pub(super) fn luks2(&self) -> Result<&RawHeader> {
+        match &self.raw {
+            Header::V2(raw) => Ok(raw),
+            Header::V1(_) => Err(luks1_is_not_changed()),
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn luks2_mut(&mut self) -> Result<&mut RawHeader> {
+        match &mut self.raw {
+            Header::V2(raw) => Ok(raw),
+            Header::V1(_) => Err(luks1_is_not_changed()),
+        }
     }
 
     /// The volume's identity.
@@ -76,6 +96,8 @@ pub(super) struct Layout {
     /// How many of the costliest derivations that the limits allow for one slot an attempt to open
     /// the volume may cost in all.
     pub(super) derivations: u64,
+    /// What authenticates all of this but the slots, if anything does.
+    pub(super) token: Option<HeaderToken>,
 }
 
 /// Where the data lies and how it is encrypted: always AES-XTS.
@@ -129,7 +151,13 @@ pub(super) fn check(raw: &RawHeader, limits: &CostLimits) -> Result<Layout> {
     let slots = digest.keyslots.iter().map(|slot| bound_slot(metadata, *slot, limits));
     let slots = slots.collect::<Result<_>>()?;
     let digest = check_digest(digest, limits)?;
-    Ok(Layout { uuid, segment, key_len: KEY_LEN, digest, slots, derivations: DERIVATIONS })
+    let token = HeaderToken::find(metadata).map_err(corrupt)?;
+    Ok(Layout { uuid, segment, key_len: KEY_LEN, digest, slots, derivations: DERIVATIONS, token })
+}
+
+fn luks1_is_not_changed() -> Error {
+    Error::new(ErrorKind::Unsupported, "this is a LUKS1 volume, whose header is read and never changed")
+        .hint("use cryptsetup for its keys, or convert it with 'cryptsetup convert --type luks2'")
 }
 
 fn corrupt(what: impl Into<String>) -> Error {

@@ -9,6 +9,7 @@ use crate::crypto::{Hash, Kdf, KdfAlgorithm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount};
 
+use super::areas::AREA_SIZE;
 use super::binary_header::{BINARY_HEADER_LEN, BinaryHeader, HEADER_SIZES, text_field};
 use super::check::{ENCRYPTION, KEY_SIZE, KeyDigest, STRIPES};
 use super::metadata::{
@@ -29,8 +30,6 @@ pub const DATA_OFFSET: ByteCount = ByteCount(16 * ByteCount::MIB);
 pub(super) const HDR_SIZE: u64 = HEADER_SIZES[0];
 /// Where the first key slot's area begins.
 pub(super) const AREA_OFFSET: u64 = 2 * HDR_SIZE;
-/// Size of an area: key material rounded up to 4 KiB.
-const AREA_SIZE: u64 = 258_048;
 /// Iterations of the volume key's digest, which needs no more: nobody can guess a random key.
 pub(super) const DIGEST_ITERATIONS: u32 = 100_000;
 
@@ -81,8 +80,8 @@ pub(super) fn metadata(
     }
 }
 
-/// A key slot whose area lies at `offset`.
-fn keyslot(kdf: &Kdf, offset: u64) -> Keyslot {
+/// A key slot of ours whose area lies at `offset`.
+pub(super) fn keyslot(kdf: &Kdf, offset: u64) -> Keyslot {
     let af = AntiForensic {
         kind: "luks1".to_owned(),
         stripes: STRIPES,

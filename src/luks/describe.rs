@@ -154,7 +154,7 @@ fn pbkdf2(hash: &str, iterations: u32) -> String {
     format!("pbkdf2 ({hash}, {iterations} iterations)")
 }
 
-fn describe_slot(number: u32, slot: &Keyslot) -> KeyslotDescription {
+pub(super) fn describe_slot(number: u32, slot: &Keyslot) -> KeyslotDescription {
     let priority = match slot.priority {
         Some(0) => "only when named".to_owned(),
         None | Some(1) => "normal".to_owned(),
@@ -228,8 +228,8 @@ mod tests {
         let described = describe(&Header::V2(header));
         assert!(described.refused.as_ref().is_some_and(|reason| reason.contains("segment encryption")));
         assert_eq!(described.keyslots[0].kdf, "argon2id (65536 KiB, 4 passes, 2 lanes)");
-        assert_eq!(described.tokens[0], TokenDescription { number: 4, kind: "\u{fffd}clevis".to_owned() });
-        assert_eq!(described.tokens[1].kind, "(none)");
+        assert_eq!(described.tokens[1], TokenDescription { number: 4, kind: "\u{fffd}clevis".to_owned() });
+        assert_eq!(described.tokens[2].kind, "(none)");
         assert!(!format!("{described:?}").contains("\\u{1b}"), "{described:?}");
     }
 

@@ -298,7 +298,10 @@ mod tests {
     #[test]
     fn the_first_tweak_is_the_headers() {
         let backing = Arc::new(volume(BlockSize::B4096));
-        forge(&*backing, |json| json["segments"]["0"]["iv_tweak"] = json!("800"));
+        forge(&*backing, |json| {
+            json["segments"]["0"]["iv_tweak"] = json!("800");
+            json["tokens"] = json!({});
+        });
         let (disk, pool) = disk(&backing, DEFAULT);
         disk.write(ByteOffset(4096), pool.copy_of(&[5; 4096]).unwrap(), Durability::Flush).unwrap();
         let mut expected = vec![5; 4096];
@@ -388,7 +391,10 @@ mod tests {
     #[test]
     fn a_dynamic_size_follows_the_store() {
         let backing = volume(BlockSize::B4096);
-        forge(&backing, |json| json["segments"]["0"]["size"] = json!("dynamic"));
+        forge(&backing, |json| {
+            json["segments"]["0"]["size"] = json!("dynamic");
+            json["tokens"] = json!({});
+        });
         assert_eq!(size_on(&cut(&backing, 20 * MIB + 4095)).unwrap(), 4 * MIB);
         assert!(size_on(&cut(&backing, 16 * MIB + 4095)).is_err());
         forge(&backing, |json| json["segments"]["0"]["iv_tweak"] = json!("18446744073709551610"));

@@ -1,6 +1,7 @@
 //! What the tests of this room share: small volumes, and headers changed as a hostile host would.
 
-use std::sync::LazyLock;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{LazyLock, Mutex};
 
 use serde_json::Value;
 
@@ -9,9 +10,10 @@ use super::format::{FormatOptions, Pbkdf, format};
 use super::luks1_header::PartitionHeader;
 use super::metadata::Metadata;
 use super::read::RawHeader;
-use crate::backing::{Backing, MemoryBacking};
-use crate::crypto::{Hash, KdfAlgorithm};
+use crate::backing::{Backing, MemoryBacking, Run};
+use crate::crypto::{CostLimits, Hash, KdfAlgorithm};
 use crate::env::{OsEntropy, Silent};
+use crate::error::{ErrorKind, Result};
 use crate::secret::{Passphrase, SecretBytes};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
@@ -173,4 +175,184 @@ impl Golden {
     pub(super) fn header(&self) -> PartitionHeader {
         PartitionHeader::parse(self.file).unwrap()
     }
+}
+
+/// A copy of a store's first 3 MiB, which hold all that these tests write, in a store of 17 MiB.
+pub(super) fn snapshot(original: &MemoryBacking) -> MemoryBacking {
+    let mut start = vec![0; 4096];
+    let copy = MemoryBacking::new(ByteCount(17 * MIB));
+    for at in (0..3 * MIB).step_by(4096).map(ByteOffset) {
+        if original.run_at(at).unwrap().allocated {
+            original.read_at(at, &mut start).unwrap();
+            copy.write_at(at, &start).unwrap();
+        }
+    }
+    copy
+}
+
+/// What reached a store, in order: writes in sectors of 512 bytes, which are atomic, and syncs.
+pub(super) enum Event {
+    Sector(u64, Vec<u8>),
+    Punch(u64, u64),
+    Sync,
+}
+
+impl Event {
+    /// Where a sector was written.
+    pub(super) fn sector(&self) -> Option<u64> {
+        if let Self::Sector(at, _) = self { Some(*at) } else { None }
+    }
+
+    /// Does it again.
+    pub(super) fn apply(&self, store: &MemoryBacking) {
+        match self {
+            Self::Sector(at, sector) => store.write_at(ByteOffset(*at), sector).unwrap(),
+            Self::Punch(at, len) => store.punch(ByteOffset(*at), ByteCount(*len)).unwrap(),
+            Self::Sync => (),
+        }
+    }
+}
+
+/// A store that remembers what was done to it.
+pub(super) struct Recorder {
+    store: MemoryBacking,
+    events: Mutex<Vec<Event>>,
+}
+
+impl Recorder {
+    pub(super) fn over(store: MemoryBacking) -> Self {
+        Self { store, events: Mutex::default() }
+    }
+
+    /// The store as it is now, and what was done to it.
+    pub(super) fn finish(self) -> (MemoryBacking, Vec<Event>) {
+        (self.store, self.events.into_inner().unwrap())
+    }
+}
+
+impl Backing for Recorder {
+    fn len(&self) -> Result<ByteCount> {
+        self.store.len()
+    }
+    fn read_at(&self, at: ByteOffset, into: &mut [u8]) -> Result<()> {
+        self.store.read_at(at, into)
+    }
+    fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        let mut events = self.events.lock().unwrap();
+        for (number, sector) in (0..).zip(data.chunks(512)) {
+            events.push(Event::Sector(at.0 + 512 * number, sector.to_vec()));
+        }
+        self.store.write_at(at, data)
+    }
+    fn sync(&self) -> Result<()> {
+        self.events.lock().unwrap().push(Event::Sync);
+        Ok(())
+    }
+    fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
+        self.events.lock().unwrap().push(Event::Punch(at.0, len.0));
+        self.store.punch(at, len)
+    }
+    fn run_at(&self, at: ByteOffset) -> Result<Run> {
+        self.store.run_at(at)
+    }
+}
+
+/// Which of some secrets open a store, and with which volume key.
+pub(super) struct Openings<'a> {
+    secrets: &'a [&'a str],
+    /// Key derivation takes its time, and most crashed stores are alike in all that it depends on.
+    known: HashMap<Vec<u8>, BTreeSet<String>>,
+    key: Option<Vec<u8>>,
+}
+
+impl<'a> Openings<'a> {
+    pub(super) fn of(secrets: &'a [&'a str]) -> Self {
+        Self { secrets, known: HashMap::new(), key: None }
+    }
+
+    /// The secrets that open the store; it must always be with the same volume key. Empty when there
+    /// is no usable header.
+    pub(super) fn now(&mut self, store: &MemoryBacking) -> BTreeSet<String> {
+        let limits = CostLimits::of_this_machine();
+        let header = match RawHeader::read(store).and_then(|header| header.check(&limits)) {
+            Ok(header) => header,
+            Err(e) => {
+                assert!([ErrorKind::WrongDevice, ErrorKind::CorruptHeader].contains(&e.kind()), "{e}");
+                return BTreeSet::new();
+            }
+        };
+        let mut depends_on = header.luks2().unwrap().metadata.to_json().unwrap();
+        depends_on.extend(header.luks2().unwrap().binary.uuid);
+        for slot in header.luks2().unwrap().metadata.keyslots.values() {
+            let mut area = vec![0; usize::try_from(slot.area.size.0).unwrap()];
+            store.read_at(ByteOffset(slot.area.offset.0), &mut area).unwrap();
+            let mut digest = [0; 32];
+            Hash::Sha256.digest_into(&[&area], &mut digest);
+            depends_on.extend(digest);
+        }
+        if let Some(known) = self.known.get(&depends_on) {
+            return known.clone();
+        }
+        let mut open = BTreeSet::new();
+        for secret in self.secrets {
+            match header.unlock(store, &passphrase(secret), None) {
+                Ok(unlocked) => {
+                    let key = unlocked.volume_key().expose().to_vec();
+                    assert!(*self.key.get_or_insert(key.clone()) == key, "another volume key");
+                    assert!(unlocked.header_is_authenticated());
+                    open.insert((*secret).to_owned());
+                }
+                Err(e) => assert_eq!(e.kind(), ErrorKind::WrongKey, "{e}"),
+            }
+        }
+        self.known.insert(depends_on, open.clone());
+        open
+    }
+}
+
+/// Replays `events` on `before` and lets it crash at every sector boundary of every write, and with
+/// random subsets of each unsynced epoch lost. `secrets` are tried; the states that may be found are
+/// `allowed`, by number, and their numbers never fall along the prefixes. Answers with the states that were
+/// seen.
+pub(super) fn crash_everywhere(
+    before: &MemoryBacking,
+    events: &[Event],
+    secrets: &[&str],
+    allowed: &[&[&str]],
+) -> Vec<usize> {
+    let mut openings = Openings::of(secrets);
+    let mut state = |store: &MemoryBacking, when: &str| {
+        let open = openings.now(store);
+        let found =
+            allowed.iter().position(|secrets| secrets.iter().map(|s| (*s).to_owned()).eq(open.clone()));
+        found.unwrap_or_else(|| panic!("{when}: opens with {open:?}, and only {allowed:?} are allowed"))
+    };
+    let mut seen = vec![state(before, "at first")];
+    let store = snapshot(before);
+    for (number, event) in events.iter().enumerate() {
+        event.apply(&store);
+        let now = state(&store, &format!("after event {number} of {}", events.len()));
+        assert!(now >= *seen.last().unwrap(), "event {number} went back to state {now}");
+        if now != *seen.last().unwrap() {
+            seen.push(now);
+        }
+    }
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let synced = snapshot(before);
+    for epoch in events.split_inclusive(|event| matches!(event, Event::Sync)) {
+        for round in 0..10 {
+            let crashed = snapshot(&synced);
+            let keep_of_256 = next() % 257;
+            epoch.iter().filter(|_| next() % 256 < keep_of_256).for_each(|event| event.apply(&crashed));
+            state(&crashed, &format!("round {round} of a random crash"));
+        }
+        epoch.iter().for_each(|event| event.apply(&synced));
+    }
+    seen
 }

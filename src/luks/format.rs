@@ -17,12 +17,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-use super::binary_header::{LABEL_MAX, Place};
+use super::binary_header::{BinaryHeader, LABEL_MAX, Place};
 use super::check::{KEY_LEN, KeyDigest};
 use super::compose::{AREA_OFFSET, DATA_OFFSET, DIGEST_ITERATIONS, HDR_SIZE, binary_header, metadata};
-use super::keyslot::seal;
+use super::keyslot::{seal, warn_if_cheap};
+use super::metadata::Metadata;
+use super::read::{CopyState, RawHeader};
+use super::update::assemble;
 
-const SALT_LEN: usize = 32;
+pub(super) const SALT_LEN: usize = 32;
 const DIGEST_LEN: usize = 32;
 
 /// The most data in bytes that one XTS key may encrypt (IEEE 1619-2025).
@@ -143,25 +146,38 @@ fn plan(options: &FormatOptions, passphrase: &Passphrase, entropy: &dyn Entropy)
     xts(key.expose(), Backend::Reference)?;
     let kdf = Kdf { algorithm: choose(options.pbkdf)?, salt: random::<SALT_LEN>(entropy)?.to_vec() };
     kdf.algorithm.check_cost(&CostLimits::of_this_machine())?;
+    warn_if_cheap(&kdf);
     let key_material = seal(&key, passphrase, &kdf, Hash::Sha256, entropy)?;
     let algorithm = KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: DIGEST_ITERATIONS };
     let digest_kdf = Kdf { algorithm, salt: random::<SALT_LEN>(entropy)?.to_vec() };
     let digest = KeyDigest::of(&key, digest_kdf, DIGEST_LEN)?;
-    let json = metadata(options.data_size, options.sector_size, &kdf, &digest).to_json();
-    let json = json.map_err(|e| {
-        Error::new(ErrorKind::InvalidInput, "the header cannot be written as JSON").because(e)
-    })?;
     let uuid = uuid::Builder::from_random_bytes(random(entropy)?).into_uuid();
     let binary = binary_header(uuid, &options.label)?;
-    let copy = |place| {
-        let too_long = || Error::new(ErrorKind::InvalidInput, "the header does not fit into its area");
-        binary.assemble(place, &random(entropy)?, &json).ok_or_else(too_long)
-    };
+    let metadata =
+        authenticated(&binary, metadata(options.data_size, options.sector_size, &kdf, &digest), &key)?;
+    let copy = |place| assemble(&binary, &metadata, place, entropy);
     let formatted = Formatted { uuid, data_size: options.data_size, kdf: kdf.algorithm };
     Ok(Plan { formatted, key_material, secondary: copy(Place::Secondary)?, primary: copy(Place::Primary)? })
 }
 
-fn choose(pbkdf: Pbkdf) -> Result<KdfAlgorithm> {
+/// The metadata with the token that authenticates it; on the way the header passes the checks that it
+/// will have to pass when it is read.
+fn authenticated(binary: &BinaryHeader, metadata: Metadata, key: &VolumeKey) -> Result<Metadata> {
+    let state = CopyState::Valid(binary.seqid);
+    let raw = RawHeader {
+        binary: binary.clone(),
+        metadata: metadata.clone(),
+        primary: state.clone(),
+        secondary: state,
+    };
+    let header = raw.check(&CostLimits::of_this_machine())?;
+    let token = header.token(key)?;
+    let mut metadata = metadata;
+    metadata.tokens.insert(0, token);
+    Ok(metadata)
+}
+
+pub(super) fn choose(pbkdf: Pbkdf) -> Result<KdfAlgorithm> {
     match pbkdf {
         Pbkdf::Argon2id => calibrate_argon2id(),
         Pbkdf::Pbkdf2 => calibrate_pbkdf2(),
@@ -169,6 +185,7 @@ fn choose(pbkdf: Pbkdf) -> Result<KdfAlgorithm> {
     }
 }
 
+/// The object of a slot of ours whose area begins at `offset`.
 /// The order that the module's guarantee rests on.
 fn write(backing: &dyn Backing, plan: &Plan, progress: &dyn Progress) -> Result<()> {
     progress.begin("writing the header", DATA_OFFSET.0);
@@ -205,11 +222,12 @@ fn destroy_headers(backing: &dyn Backing, progress: &dyn Progress) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backing::{MemoryBacking, Run};
+    use crate::backing::MemoryBacking;
     use crate::env::{OsEntropy, Silent};
     use crate::luks::RawHeader;
-    use crate::luks::binary_header::BinaryHeader;
-    use crate::luks::fixtures::{CHEAP, MIB, copy_of, fresh_volume, options, passphrase, volume};
+    use crate::luks::fixtures::{
+        CHEAP, Event, MIB, Recorder, copy_of, fresh_volume, options, passphrase, volume,
+    };
     use std::sync::Mutex;
 
     const LIMITS: CostLimits =
@@ -319,52 +337,15 @@ mod tests {
         assert_eq!(data, [9; 4096], "the data is nobody's business");
     }
 
-    /// What reached a store, in order: writes in sectors of 512 bytes, which are atomic, and syncs.
-    enum Event {
-        Sector(u64, Vec<u8>),
-        Sync,
-    }
-
-    struct Recorder {
-        store: MemoryBacking,
-        events: Mutex<Vec<Event>>,
-    }
-
-    impl Backing for Recorder {
-        fn len(&self) -> Result<ByteCount> {
-            self.store.len()
-        }
-        fn read_at(&self, at: ByteOffset, into: &mut [u8]) -> Result<()> {
-            self.store.read_at(at, into)
-        }
-        fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
-            let mut events = self.events.lock().unwrap();
-            for (number, sector) in (0..).zip(data.chunks(512)) {
-                events.push(Event::Sector(at.0 + 512 * number, sector.to_vec()));
-            }
-            self.store.write_at(at, data)
-        }
-        fn sync(&self) -> Result<()> {
-            self.events.lock().unwrap().push(Event::Sync);
-            Ok(())
-        }
-        fn punch(&self, _at: ByteOffset, _len: ByteCount) -> Result<()> {
-            panic!("the recorder does not know holes")
-        }
-        fn run_at(&self, at: ByteOffset) -> Result<Run> {
-            self.store.run_at(at)
-        }
-    }
-
     /// Formats a store that held a volume of ours, and answers with what was written and the
     /// store as it was before.
     fn recorded() -> (Vec<Event>, MemoryBacking, Uuid) {
         let old = volume(BlockSize::B512);
         let before = copy_of(&old, ByteCount(17 * MIB));
-        let recorder = Recorder { store: old, events: Mutex::default() };
+        let recorder = Recorder::over(old);
         let new =
             format(&recorder, &options(BlockSize::B4096), &passphrase("new"), &OsEntropy, &Silent).unwrap();
-        (recorder.events.into_inner().unwrap(), before, new.uuid)
+        (recorder.finish().1, before, new.uuid)
     }
 
     /// After a crash the new passphrase opens the new volume or nothing.
@@ -394,10 +375,8 @@ mod tests {
         let mut opened = false;
         let mut syncs = 0;
         for event in &events {
-            match event {
-                Event::Sector(at, sector) => store.write_at(ByteOffset(*at), sector).unwrap(),
-                Event::Sync => syncs += 1,
-            }
+            event.apply(&store);
+            syncs += u32::from(matches!(event, Event::Sync));
             // Sectors of zeroes and of key material are many and alike: look at every 40th state.
             if syncs >= 2 || matches!(event, Event::Sector(at, _) if at % 20480 == 0) {
                 let now = whole_or_nothing(&store, uuid);
@@ -424,19 +403,13 @@ mod tests {
                 let crashed = copy_of(&synced, ByteCount(17 * MIB));
                 let keep_of_256 = next() % 257;
                 for event in epoch {
-                    if let Event::Sector(at, sector) = event
-                        && next() % 256 < keep_of_256
-                    {
-                        crashed.write_at(ByteOffset(*at), sector).unwrap();
+                    if next() % 256 < keep_of_256 {
+                        event.apply(&crashed);
                     }
                 }
                 whole_or_nothing(&crashed, uuid);
             }
-            for event in epoch {
-                if let Event::Sector(at, sector) = event {
-                    synced.write_at(ByteOffset(*at), sector).unwrap();
-                }
-            }
+            epoch.iter().for_each(|event| event.apply(&synced));
         }
         assert!(whole_or_nothing(&synced, uuid));
     }

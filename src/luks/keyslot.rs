@@ -17,10 +17,23 @@ use crate::units::BlockSize;
 
 use super::antiforensic;
 use super::check::{CheckedHeader, CryptSegment, KeyDigest, Priority, STRIPES, Slot};
-use super::header::Header;
 
 /// Areas are encrypted in sectors of this size, whatever the data's sector size is.
 const AREA_SECTOR: BlockSize = BlockSize::B512;
+
+/// Costs below which a passphrase is easily guessed: no program chooses so little today. KiB times
+/// passes of Argon2, and iterations of PBKDF2.
+const CHEAP_KIB_PASSES: u64 = 64 << 10;
+const CHEAP_ITERATIONS: u64 = 100_000;
+
+/// What is asked of an unlock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnlockPolicy {
+    /// Try this slot only; otherwise those of high priority, then those of normal priority.
+    pub only: Option<u32>,
+    /// Refuse a header without the token that authenticates it (`authenticate.rs`).
+    pub require_authenticated_header: bool,
+}
 
 /// An unlocked volume: its header's meaning and its key.
 #[derive(Debug)]
@@ -29,6 +42,7 @@ pub struct Unlocked {
     pub(super) segment: CryptSegment,
     uuid: Uuid,
     key_slot: Option<u32>,
+    header_is_authenticated: bool,
 }
 
 impl Unlocked {
@@ -40,6 +54,12 @@ impl Unlocked {
     /// The volume's identity.
     pub fn uuid(&self) -> Uuid {
         self.uuid
+    }
+
+    /// Whether the header had a token, which was verified with the volume key. Without one, whoever
+    /// can write to the store may have chosen where the data lies.
+    pub fn header_is_authenticated(&self) -> bool {
+        self.header_is_authenticated
     }
 
     /// The volume key.
@@ -54,21 +74,40 @@ impl CheckedHeader {
     ///
     /// # Errors
     /// [`ErrorKind::WrongKey`] when no slot opens, [`ErrorKind::InvalidInput`] when `only` does not
-    /// exist, [`ErrorKind::Unsupported`] when trying all slots would cost too much, and what reading
-    /// and key derivation may fail with.
+    /// exist, [`ErrorKind::Unsupported`] when trying all slots would cost too much,
+    /// [`ErrorKind::CorruptHeader`] when the header's token does not fit it, and what reading and key
+    /// derivation may fail with.
     pub fn unlock(
         &self,
         backing: &dyn Backing,
         passphrase: &Passphrase,
         only: Option<u32>,
     ) -> Result<Unlocked> {
+        self.unlock_with(backing, passphrase, &UnlockPolicy { only, ..UnlockPolicy::default() })
+    }
+
+    /// Unlocks the volume with a passphrase, as `policy` asks.
+    ///
+    /// # Errors
+    /// As [`Self::unlock`]; [`ErrorKind::CorruptHeader`] when the policy requires an authenticated
+    /// header and this one is none.
+    pub fn unlock_with(
+        &self,
+        backing: &dyn Backing,
+        passphrase: &Passphrase,
+        policy: &UnlockPolicy,
+    ) -> Result<Unlocked> {
+        if policy.require_authenticated_header {
+            self.require_authentication()?;
+        }
         let mut budget = Budget::new(&self.limits, self.layout.derivations);
-        for (number, slot) in self.candidates(only)? {
+        for (number, slot) in self.candidates(policy.only)? {
             budget.spend(&slot.kdf)?;
             budget.spend(&self.layout.digest.kdf)?;
             let candidate = slot.open(backing, passphrase, self.layout.key_len)?;
             if self.layout.digest.matches(candidate.expose())? {
-                return Ok(self.unlocked(candidate, Some(number)));
+                warn_if_cheap(&slot.kdf);
+                return self.unlocked(candidate, Some(number));
             }
         }
         Err(Error::new(ErrorKind::WrongKey, "no key slot opens with this passphrase or key file"))
@@ -80,20 +119,31 @@ impl CheckedHeader {
     /// [`ErrorKind::WrongKey`] when it is not this volume's.
     pub fn unlock_with_volume_key(&self, key: &VolumeKey) -> Result<Unlocked> {
         if key.expose().len() == self.layout.key_len && self.layout.digest.matches(key.expose())? {
-            return Ok(self.unlocked(SecretBytes::copy_of(key.expose())?, None));
+            return self.unlocked(SecretBytes::copy_of(key.expose())?, None);
         }
         Err(Error::new(ErrorKind::WrongKey, "this is not the volume's key"))
     }
 
-    fn unlocked(&self, key: SecretBytes, key_slot: Option<u32>) -> Unlocked {
-        if let Header::V1(_) = self.raw {
+    /// The one door to an [`Unlocked`]: verifies the header with the key.
+    fn unlocked(&self, key: SecretBytes, key_slot: Option<u32>) -> Result<Unlocked> {
+        let key = VolumeKey::new(key);
+        let header_is_authenticated = self.authenticate(&key)?;
+        if !header_is_authenticated {
             tracing::warn!(
                 uuid = %self.layout.uuid,
-                "this is a LUKS1 volume, whose header is not authenticated: whoever can write to the disk can \
-                 change it unnoticed"
+                "this LUKS header is not authenticated: whoever can write to the store can change where the data lies"
             );
         }
-        Unlocked { key: VolumeKey::new(key), segment: self.layout.segment, uuid: self.layout.uuid, key_slot }
+        let (segment, uuid) = (self.layout.segment, self.layout.uuid);
+        Ok(Unlocked { key, segment, uuid, key_slot, header_is_authenticated })
+    }
+
+    /// Refuses what was unlocked from another volume.
+    pub(super) fn expect_key_of(&self, unlocked: &Unlocked) -> Result<()> {
+        match self.layout.digest.matches(unlocked.key.expose())? {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::WrongKey, "this is not the volume's key")),
+        }
     }
 
     /// The slots to be tried, in order.
@@ -160,6 +210,19 @@ pub(super) fn seal(
     let mut material = antiforensic::split(key.expose(), STRIPES, af_hash, entropy)?;
     xts(wrapping.expose(), Backend::Fastest)?.encrypt(material.expose_mut(), AREA_SECTOR, 0)?;
     Ok(material)
+}
+
+/// Says so when a slot's passphrase is easy to guess.
+pub(super) fn warn_if_cheap(kdf: &Kdf) {
+    let (kib_passes, iterations) = kdf.algorithm.cost();
+    if kib_passes < CHEAP_KIB_PASSES && iterations < CHEAP_ITERATIONS {
+        tracing::warn!(
+            kdf = kdf.algorithm.name(),
+            kib_passes,
+            iterations,
+            "this key slot's key derivation is cheap, so its passphrase is easy to guess"
+        );
+    }
 }
 
 fn wrapping_key(kdf: &Kdf, passphrase: &Passphrase, len: usize) -> Result<SecretBytes> {

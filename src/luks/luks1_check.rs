@@ -46,7 +46,7 @@ pub(super) fn check(header: &PartitionHeader, limits: &CostLimits) -> Result<Lay
         tweak_end,
     };
     let slots = check_slots(header, hash, limits)?;
-    Ok(Layout { uuid, segment, key_len, digest, slots, derivations: DERIVATIONS })
+    Ok(Layout { uuid, segment, key_len, digest, slots, derivations: DERIVATIONS, token: None })
 }
 
 fn corrupt(what: impl Into<String>) -> Error {

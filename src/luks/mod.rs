@@ -9,12 +9,18 @@
 //! Device::new(store, unlocked, options, buffers)
 //! ```
 //!
+//! What changes a header goes through [`slots`], [`backup`] and [`authenticate`], and each of these
+//! through the one crash-safe writer in `update.rs`.
+//!
 //! On disk it is the LUKS2 On-Disk Format Specification 1.1.4, whose sections the comments name, so
 //! cryptsetup opens what we format, and we open what cryptsetup formats as long as it is AES-256-XTS.
 //! LUKS1 (specification 1.2.3) is read and never made: from the check on, both are the same types.
 //! XTS keeps data secret; it does not notice that somebody changed it.
 
 mod antiforensic;
+mod areas;
+pub mod authenticate;
+pub mod backup;
 mod binary_header;
 mod check;
 mod compose;
@@ -30,8 +36,11 @@ mod luks1_check;
 mod luks1_header;
 mod metadata;
 mod read;
+pub mod slots;
 mod text;
+mod update;
 
+pub use backup::{LARGEST_BACKUP, Repaired};
 pub use binary_header::looks_like_luks;
 pub use check::CheckedHeader;
 pub use compose::DATA_OFFSET;
@@ -39,6 +48,7 @@ pub use describe::{Description, KeyslotDescription, TokenDescription, describe};
 pub use device::{Device, DeviceOptions, DiscardPolicy};
 pub use format::{FormatOptions, Formatted, MOST_DATA, Pbkdf, format};
 pub use header::Header;
-pub use keyslot::Unlocked;
+pub use keyslot::{UnlockPolicy, Unlocked};
 pub use luks1_header::PartitionHeader;
 pub use read::RawHeader;
+pub use slots::{NewSlot, SlotEntry};

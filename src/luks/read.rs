@@ -83,7 +83,12 @@ impl RawHeader {
     ) -> Result<Self> {
         let (states, copy) = match (primary, secondary) {
             (Ok(one), Ok(two)) => {
-                let states = (CopyState::Valid(one.binary.seqid), CopyState::Valid(two.binary.seqid));
+                let agree = one.binary.seqid != two.binary.seqid
+                    || (one.binary == two.binary && one.metadata == two.metadata);
+                // No crash makes this; only one of them can be what was written last.
+                let contradiction = || CopyState::Damaged("it contradicts the first copy".to_owned());
+                let state = if agree { CopyState::Valid(two.binary.seqid) } else { contradiction() };
+                let states = (CopyState::Valid(one.binary.seqid), state);
                 (states, if two.binary.seqid > one.binary.seqid { two } else { one })
             }
             (Ok(one), Err(bad)) => ((CopyState::Valid(one.binary.seqid), bad), one),
