@@ -40,6 +40,7 @@ fn format_with(backing: &dyn Backing, entropy: &dyn Entropy) -> Result<()> {
         sector_size: BlockSize::B4096,
         label: "a disk".to_owned(),
         pbkdf: Pbkdf::Exactly(CHEAP),
+        apart: false,
     };
     luks::format(backing, &options, &passphrase("secret"), entropy, &Silent).map(|_| ())
 }

@@ -31,6 +31,7 @@ pub(super) fn options(sector_size: BlockSize) -> FormatOptions {
         sector_size,
         label: "a disk".to_owned(),
         pbkdf: Pbkdf::Exactly(CHEAP),
+        apart: false,
     }
 }
 
