@@ -389,7 +389,8 @@ fn every_forged_field_of_the_binary_header() {
         examine(&original, &forged, &answer, field);
     }
     // Those without which it is no header: see also the flipped bits.
-    for (field, at, value) in [("version", 7, 3), ("hdr_size", 14, 0x41), ("csum_alg", 72, b'x'), ("magic", 0, 0)]
+    for (field, at, value) in
+        [("version", 7, 3), ("hdr_size", 14, 0x41), ("csum_alg", 72, b'x'), ("magic", 0, 0)]
     {
         let forged = copy_of(&original);
         forge(&forged, |copy| copy[at] = value, |_| ());
@@ -397,29 +398,35 @@ fn every_forged_field_of_the_binary_header() {
     }
 }
 
-/// A larger header with the same content: its size is covered, because it says where areas may lie.
+/// A larger header with the same content, and the key slot moved out of its way: the size is covered
+/// by the token, because it says where areas may lie.
 #[test]
 fn a_forged_header_size_is_refused() {
     let forged = volume();
+    let material = read(&forged, 2 * HDR, 258_048);
+    forged.write_at(ByteOffset(1 << 20), &material).unwrap();
     let mut json = json_of(&forged);
     json["config"]["json_size"] = json!((2 * HDR - BINARY).to_string());
     json["config"]["keyslots_size"] = json!((DATA - 4 * HDR as u64).to_string());
+    json["keyslots"]["0"]["area"]["offset"] = json!("1048576");
     let json = serde_json::to_vec(&json).unwrap();
     let mut copy = read(&forged, 0, BINARY);
     copy.resize(2 * HDR, 0);
     copy[BINARY..BINARY + json.len()].copy_from_slice(&json);
     copy[8..16].copy_from_slice(&(2 * HDR as u64).to_be_bytes());
     seal_checksum(&mut copy);
+    // The second copy stays damaged: one whole copy is enough to be believed.
     forged.write_at(ByteOffset(0), &copy).unwrap();
-    // The key slot is moved out of the way of the second copy, which may stay damaged.
     let error = unlock(&forged, &LENIENT).unwrap_err();
-    assert!(error.to_string().contains("area offset"), "{error}");
+    assert!(error.to_string().contains("hdr_size"), "{error}");
 }
 
 /// CVE-2025-59054 and the like: a volume of somebody who trusts the header would be written in clear.
 #[test]
 fn null_cipher_downgrade_of_the_segment() {
-    for cipher in ["cipher_null-ecb", "cipher_null", "null", "none", "capi:cipher_null-ecb", "", "AES-XTS-PLAIN64"] {
+    for cipher in
+        ["cipher_null-ecb", "cipher_null", "null", "none", "capi:cipher_null-ecb", "", "AES-XTS-PLAIN64"]
+    {
         let forged = volume();
         forge_json(&forged, |json| json["segments"]["0"]["encryption"] = json!(cipher));
         assert_eq!(check(&forged).unwrap_err().kind(), ErrorKind::Unsupported, "{cipher}");
@@ -471,12 +478,7 @@ fn forged_reencryption() {
 #[test]
 fn key_derivation_cost_bombs() {
     let argon2 = |time: u32, memory: u32, cpus: u32| json!({"type": "argon2id", "time": time, "memory": memory, "cpus": cpus, "salt": "AAAAAAAAAAAAAAAAAAAAAA=="});
-    let limits = CostLimits {
-        memory_kib: 1 << 22,
-        kib_passes: 32 << 20,
-        lanes: 16,
-        iterations: 50_000_000,
-    };
+    let limits = CostLimits { memory_kib: 1 << 22, kib_passes: 32 << 20, lanes: 16, iterations: 50_000_000 };
     for kdf in [
         argon2(1, (1 << 22) + 1, 1),
         argon2(1, u32::MAX, 1),
@@ -489,7 +491,7 @@ fn key_derivation_cost_bombs() {
         let forged = volume();
         forge_json(&forged, |json| json["keyslots"]["0"]["kdf"] = kdf.clone());
         let error = RawHeader::read(&forged).unwrap().check(&limits).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported, "{kdf}");
+        assert!([ErrorKind::Unsupported, ErrorKind::CorruptHeader].contains(&error.kind()), "{kdf}: {error}");
         assert!(error.to_string().contains("keyslot 0"), "{error}");
     }
     // A caller with less memory lowers the limit.
@@ -639,7 +641,9 @@ fn digest_collision_of_a_zero_padded_key() {
     assert_eq!(key[63], 0);
     let header = check(&backing).unwrap();
     let with = |bytes: &[u8]| {
-        header.unlock_with_volume_key(&VolumeKey::new(SecretBytes::copy_of(bytes).unwrap())).map_err(|e| e.kind())
+        header
+            .unlock_with_volume_key(&VolumeKey::new(SecretBytes::copy_of(bytes).unwrap()))
+            .map_err(|e| e.kind())
     };
     assert!(with(key).is_ok());
     assert_eq!(with(&key[..63]).unwrap_err(), ErrorKind::WrongKey);

@@ -96,10 +96,8 @@ mod tests {
     #[test]
     fn room_is_found_between_and_behind_areas() {
         let room = Span { start: 32768, end: 32768 + 3 * AREA_SIZE };
-        let area = |number: u64| Span {
-            start: 32768 + number * AREA_SIZE,
-            end: 32768 + (number + 1) * AREA_SIZE,
-        };
+        let area =
+            |number: u64| Span { start: 32768 + number * AREA_SIZE, end: 32768 + (number + 1) * AREA_SIZE };
         assert_eq!(find_room(room, &[], AREA_SIZE), Some(area(0)));
         assert_eq!(find_room(room, &[area(0)], AREA_SIZE), Some(area(1)));
         assert_eq!(find_room(room, &[area(2), area(0)], AREA_SIZE), Some(area(1)));

@@ -62,7 +62,10 @@ fn backup_size(raw: &RawHeader) -> Result<u64> {
         size if size <= LARGEST_BACKUP => Ok(size),
         size => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("config.keyslots_size makes a header of {}; a backup has at most 136 MiB", ByteCount(size)),
+            format!(
+                "config.keyslots_size makes a header of {}; a backup has at most 136 MiB",
+                ByteCount(size)
+            ),
         )),
     }
 }
@@ -120,7 +123,7 @@ struct Plan<'a> {
 /// What a restore finds on the store.
 enum Existing {
     /// A header whose secrets must go on opening the volume until the switch.
-    Usable(CheckedHeader),
+    Usable(Box<CheckedHeader>),
     /// Nothing that opens; a sequence number that must be exceeded.
     Unusable(u64),
 }
@@ -153,7 +156,7 @@ fn existing(backing: &dyn Backing, backup: &Backup<'_>, force: bool) -> Result<E
     // A host may have written any number; of a header that is refused it need not be respected.
     let seqid = if old.binary.seqid == u64::MAX { 0 } else { old.binary.seqid };
     match old.check(&backup.header.limits) {
-        Ok(old) if same => Ok(Existing::Usable(old)),
+        Ok(old) if same => Ok(Existing::Usable(Box::new(old))),
         _ => Ok(Existing::Unusable(seqid)),
     }
 }
@@ -177,8 +180,7 @@ impl<'a> Backup<'a> {
         match segment.offset.checked_add(data) {
             Some(end) if end.0 <= store.0 => Ok(Self { bytes, header }),
             _ => {
-                let what =
-                    format!("the store has {store}, which is too small for the volume of the backup");
+                let what = format!("the store has {store}, which is too small for the volume of the backup");
                 Err(Error::new(ErrorKind::WrongDevice, what))
             }
         }
@@ -208,8 +210,7 @@ impl<'a> Backup<'a> {
     /// Key slots to where they disturb none of the old header's.
     fn beside(&self, backing: &dyn Backing, old: &CheckedHeader, entropy: &dyn Entropy) -> Result<Plan<'a>> {
         let mut metadata = self.header.raw.metadata.clone();
-        let in_use: Vec<Span> =
-            old.raw.metadata.keyslots.values().map(|slot| Span::of(&slot.area)).collect();
+        let in_use: Vec<Span> = old.raw.metadata.keyslots.values().map(|slot| Span::of(&slot.area)).collect();
         let places = self.places(backing, &in_use, &metadata)?;
         let mut material = Vec::new();
         for (number, place) in &places {
@@ -275,11 +276,7 @@ struct PlaceOfSlot {
 
 /// Rewrites a damaged, missing or outdated copy of the header from the other one, and nothing else.
 /// `header` should have been unlocked before: that shows that the copy which is believed is genuine.
-pub fn repair(
-    backing: &dyn Backing,
-    header: &mut CheckedHeader,
-    entropy: &dyn Entropy,
-) -> Result<Repaired> {
+pub fn repair(backing: &dyn Backing, header: &mut CheckedHeader, entropy: &dyn Entropy) -> Result<Repaired> {
     let raw = &mut header.raw;
     if raw.primary == raw.secondary {
         return Ok(Repaired::Nothing);
@@ -293,7 +290,6 @@ pub fn repair(
     tracing::info!(?place, "repaired a copy of the LUKS2 header");
     Ok(if place == Place::Primary { Repaired::First } else { Repaired::Second })
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -341,7 +337,7 @@ mod tests {
     }
 
     fn zero_headers(backing: &dyn Backing) {
-        backing.write_at(ByteOffset(0), &[0; 32768]).unwrap();
+        backing.write_at(ByteOffset(0), &vec![0; 32768]).unwrap();
     }
 
     #[test]
@@ -360,7 +356,7 @@ mod tests {
         put_back(&backing, &backup, false).unwrap();
         assert!(opens(&backing, "secret") && !opens(&backing, "new"), "the revoked passphrase is back");
         assert!(header(&backing).raw.binary.seqid > 3);
-        backing.write_at(ByteOffset(0), &[0xff; 300_000]).unwrap();
+        backing.write_at(ByteOffset(0), &vec![0xff; 300_000]).unwrap();
         assert!(RawHeader::read(&backing).is_err());
         put_back(&backing, &backup, true).unwrap();
         assert!(opens(&backing, "secret"));
@@ -403,7 +399,7 @@ mod tests {
         assert_eq!(kind(&[]), ErrorKind::WrongDevice);
         assert_eq!(kind(&backup[..100_000]), ErrorKind::CorruptHeader);
         assert_eq!(kind(&backup[..backup.len() - 1]), ErrorKind::CorruptHeader);
-        assert_eq!(kind(&[&backup[..], &[0; 65536]].concat()), ErrorKind::CorruptHeader);
+        assert_eq!(kind(&[&backup[..], &vec![0; 65536]].concat()), ErrorKind::CorruptHeader);
         let mut broken = backup.clone();
         (broken[5000], broken[20000]) = (1, 1);
         assert_eq!(kind(&broken), ErrorKind::CorruptHeader);

@@ -299,9 +299,7 @@ mod tests {
     use crate::backing::MemoryBacking;
     use crate::crypto::{CostLimits, KdfAlgorithm};
     use crate::env::{OsEntropy, Silent};
-    use crate::luks::fixtures::{
-        CHEAP, Recorder, crash_everywhere, forge, passphrase, snapshot, volume,
-    };
+    use crate::luks::fixtures::{CHEAP, Recorder, crash_everywhere, forge, passphrase, snapshot, volume};
     use crate::luks::{RawHeader, UnlockPolicy};
     use crate::units::BlockSize;
     use serde_json::json;

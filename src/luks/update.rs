@@ -190,9 +190,6 @@ mod tests {
         let mut old = header(&backing);
         old.raw.binary.seqid = u64::MAX;
         let metadata = old.raw.metadata.clone();
-        assert_eq!(
-            Update::plan(&old, metadata, &OsEntropy).err().unwrap().kind(),
-            ErrorKind::CorruptHeader
-        );
+        assert_eq!(Update::plan(&old, metadata, &OsEntropy).err().unwrap().kind(), ErrorKind::CorruptHeader);
     }
 }
