@@ -133,7 +133,7 @@ struct Plan<'a> {
 /// What a restore finds on the store.
 enum Existing {
     /// A header whose secrets must go on opening the volume until the switch.
-    Usable(CheckedHeader),
+    Usable(Box<CheckedHeader>),
     /// Nothing that opens; a sequence number that must be exceeded.
     Unusable(u64),
 }
@@ -166,7 +166,7 @@ fn existing(backing: &dyn Backing, backup: &Backup<'_>, force: bool) -> Result<E
     // A host may have written any number; of a header that is refused it need not be respected.
     let seqid = if old.binary.seqid == u64::MAX { 0 } else { old.binary.seqid };
     match old.check(&backup.header.limits) {
-        Ok(old) if same => Ok(Existing::Usable(old)),
+        Ok(old) if same => Ok(Existing::Usable(Box::new(old))),
         _ => Ok(Existing::Unusable(seqid)),
     }
 }
@@ -358,7 +358,7 @@ mod tests {
     }
 
     fn zero_headers(backing: &dyn Backing) {
-        backing.write_at(ByteOffset(0), &[0; 32768]).unwrap();
+        backing.write_at(ByteOffset(0), &vec![0; 32768]).unwrap();
     }
 
     #[test]
@@ -377,7 +377,7 @@ mod tests {
         put_back(&backing, &backup, false).unwrap();
         assert!(opens(&backing, "secret") && !opens(&backing, "new"), "the revoked passphrase is back");
         assert!(header(&backing).luks2().unwrap().binary.seqid > 3);
-        backing.write_at(ByteOffset(0), &[0xff; 300_000]).unwrap();
+        backing.write_at(ByteOffset(0), &vec![0xff; 300_000]).unwrap();
         assert!(RawHeader::read(&backing).is_err());
         put_back(&backing, &backup, true).unwrap();
         assert!(opens(&backing, "secret"));
@@ -420,7 +420,7 @@ mod tests {
         assert_eq!(kind(&[]), ErrorKind::WrongDevice);
         assert_eq!(kind(&backup[..100_000]), ErrorKind::CorruptHeader);
         assert_eq!(kind(&backup[..backup.len() - 1]), ErrorKind::CorruptHeader);
-        assert_eq!(kind(&[&backup[..], &[0; 65536]].concat()), ErrorKind::CorruptHeader);
+        assert_eq!(kind(&[&backup[..], &vec![0; 65536]].concat()), ErrorKind::CorruptHeader);
         let mut broken = backup.clone();
         (broken[5000], broken[20000]) = (1, 1);
         assert_eq!(kind(&broken), ErrorKind::CorruptHeader);
