@@ -22,7 +22,8 @@ fn a_backup_brings_a_lost_header_back() {
     damage(&place, 16384);
     damage(&place, 32768);
     assert_eq!(place.run("key test --key-file vm.key disk.img").code, 4);
-    place.run("header restore -i backup disk.img").succeeds();
+    place.run("header restore -i backup disk.img").fails(4, "there is no LUKS header");
+    place.run("header restore --force -i backup disk.img").succeeds();
     place.run("key test --key-file vm.key disk.img").succeeds();
     assert_eq!(place.read("disk.img")[16 << 20..], whole[16 << 20..]);
 }
@@ -50,7 +51,10 @@ fn a_damaged_copy_is_repaired_on_demand() {
         let repaired = place.run("header repair --key-file vm.key disk.img").succeeds();
         assert!(repaired.stdout.contains(&format!("the {said} of the header")), "{repaired:?}");
         let again = place.run("header repair --key-file vm.key disk.img").succeeds();
-        assert!(again.stdout.contains("nothing was changed") && !again.stderr.contains("WARN"), "{again:?}");
+        assert!(
+            again.stdout.contains("nothing was changed") && !again.stderr.contains("copies"),
+            "{again:?}"
+        );
     }
 }
 

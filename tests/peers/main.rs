@@ -15,6 +15,7 @@ mod cryptsetup;
 mod fio;
 mod full_disk;
 mod guest;
+mod key_slots;
 mod kill;
 mod libnbd;
 mod loop_device;
