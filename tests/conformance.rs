@@ -201,6 +201,7 @@ fn luks_case(sector_size: BlockSize, discard: luks::DiscardPolicy) -> Case {
         sector_size,
         label: String::new(),
         pbkdf: luks::Pbkdf::Exactly(KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 }),
+        apart: false,
     };
     luks::format(store.as_ref(), &options, &passphrase(), &OsEntropy, &Silent).unwrap();
     let pool = BufferPool::new(1 << 20);

@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::block::BufferPool;
+use crate::crypto::CostLimits;
 use crate::env::{OsEntropy, Silent};
 use crate::keys;
 use crate::luks;
@@ -17,7 +18,9 @@ use crate::net::{Address, Listener};
 use crate::secret::{Passphrase, SecretBytes};
 use crate::serve::{Limits, Server, Service};
 use crate::units::{BlockSize, ByteCount};
-use crate::volume::{self, CreateOptions, DiscardPolicy, Located, OpenOptions, Target, Volume, VolumeType};
+use crate::volume::{
+    self, CreateOptions, DiscardPolicy, Located, OpenOptions, Place, Target, Volume, VolumeType,
+};
 
 use super::attach::Attachment;
 use super::serve::export;
@@ -48,7 +51,7 @@ pub(super) fn run(_args: &Args) -> Result<()> {
 
     println!("3. Served over NBD\n     {}", socket.display());
     let pool = BufferPool::new(8 << 20);
-    let volume = Located::at(&image, &open_options())?.unlock(&passphrase, pool.clone())?;
+    let volume = Located::at(&place(&image), &open_options())?.unlock(&passphrase, pool.clone())?;
     let address = Address::Unix(socket);
     let listener = Listener::bind(&address)?;
     let service = Service { export: export("", &volume)?, disk: volume.disk.clone() };
@@ -66,8 +69,19 @@ pub(super) fn run(_args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn place(image: &Path) -> Place {
+    Place { disk: image.to_owned(), header: None }
+}
+
 fn open_options() -> OpenOptions {
-    OpenOptions { read_only: false, discard: DiscardPolicy::Ignore, kind: Some(VolumeType::Luks), uuid: None }
+    OpenOptions {
+        read_only: false,
+        discard: DiscardPolicy::Ignore,
+        kind: Some(VolumeType::Luks),
+        uuid: None,
+        limits: CostLimits::of_this_machine(),
+        require_authenticated_header: true,
+    }
 }
 
 fn format(image: &Path, passphrase: &Passphrase) -> Result<()> {
@@ -80,7 +94,7 @@ fn format(image: &Path, passphrase: &Passphrase) -> Result<()> {
         preallocate: false,
         force: false,
     };
-    let target = Target::examine(image, &options)?;
+    let target = Target::examine(&place(image), &options)?;
     volume::create(&target, &options, passphrase, &OsEntropy, &Silent)?;
     Ok(())
 }

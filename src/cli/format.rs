@@ -1,16 +1,16 @@
 //! `hostveil format`: makes a volume.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::env::OsEntropy;
-use crate::luks;
 use crate::units::{BlockSize, ByteCount};
-use crate::volume::{self, CreateOptions, Target, VolumeType};
+use crate::volume::{self, CreateOptions, Place, Target, VolumeType};
 
 use super::attach::shell_quoted;
+use super::key::PbkdfArgs;
 use super::progress::Bar;
 use super::prompt::KeyArgs;
 
@@ -24,6 +24,10 @@ use super::prompt::KeyArgs;
 pub(super) struct Args {
     /// The file to make, or the block device to use
     disk: PathBuf,
+
+    /// Keep the header and its key slots in this file, apart from the data
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
 
     /// The volume's format
     #[arg(long = "type", value_enum, default_value_t = TypeArg::Luks)]
@@ -45,9 +49,8 @@ pub(super) struct Args {
     #[arg(long, default_value = "")]
     label: String,
 
-    /// What makes guessing a passphrase slow; calibrated to about a second on this machine
-    #[arg(long, value_enum, default_value_t = PbkdfArg::Argon2id)]
-    pbkdf: PbkdfArg,
+    #[command(flatten)]
+    pbkdf: PbkdfArgs,
 
     /// Reserve the whole file's space now
     #[arg(long)]
@@ -66,14 +69,6 @@ pub(super) struct Args {
 pub(super) enum TypeArg {
     /// AES-256-XTS, readable by cryptsetup: confidential, not authenticated
     Luks,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum PbkdfArg {
-    /// Memory-hard
-    Argon2id,
-    /// Not memory-hard: for key files, old machines and FIPS
-    Pbkdf2,
 }
 
 impl From<TypeArg> for VolumeType {
@@ -98,15 +93,13 @@ pub(super) fn run(args: Args) -> Result<()> {
         size: args.size,
         sector_size: args.sector_size,
         label: args.label,
-        pbkdf: match args.pbkdf {
-            PbkdfArg::Argon2id => luks::Pbkdf::Argon2id,
-            PbkdfArg::Pbkdf2 => luks::Pbkdf::Pbkdf2,
-        },
+        pbkdf: args.pbkdf.choice(),
         preallocate: args.preallocate,
         force: args.force,
     };
     // Everything that can be refused is refused before the user is asked for a passphrase.
-    let target = Target::examine(&args.disk, &options)?;
+    let place = Place { disk: args.disk.clone(), header: args.header.clone() };
+    let target = Target::examine(&place, &options)?;
     let passphrase = args.key.new_key(&args.disk.display().to_string())?;
     let progress = Bar::new()?;
     let made = volume::create(&target, &options, &passphrase, &OsEntropy, &progress)?;
@@ -114,15 +107,17 @@ pub(super) fn run(args: Args) -> Result<()> {
     let text = if args.json {
         format!("{}\n", serde_json::to_string(&made)?)
     } else {
-        let key = args.key.file().map(|f| format!(" --key-file {}", shell_quoted(&f.display().to_string())));
+        let option =
+            |name: &str, path: &Path| format!(" {name} {}", shell_quoted(&path.display().to_string()));
+        let key = args.key.file().map(|file| option("--key-file", file)).unwrap_or_default();
+        let header = args.header.as_deref().map(|file| option("--header", file)).unwrap_or_default();
         format!(
             "Made a {} volume of {}, UUID {}.\n\
              Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.\n\
-             Next:  hostveil serve{} {}\n",
+             Next:  hostveil serve{key}{header} {}\n",
             made.kind,
             ByteCount(made.size),
             made.uuid,
-            key.unwrap_or_default(),
             shell_quoted(&args.disk.display().to_string())
         )
     };

@@ -1,7 +1,7 @@
 //! `hostveil inspect`: what a header says, without any key.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -9,14 +9,16 @@ use crate::luks::Description;
 use crate::units::ByteCount;
 use crate::volume;
 
+use super::place::PlaceArgs;
+
 /// Show what a volume's header says; needs no key
 #[derive(clap::Args)]
 #[command(
     after_help = "Nothing that is shown is authenticated: whoever can write to the disk can change it."
 )]
 pub(super) struct Args {
-    /// The volume's file or block device
-    disk: PathBuf,
+    #[command(flatten)]
+    place: PlaceArgs,
 
     /// Print it as JSON
     #[arg(long)]
@@ -24,11 +26,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let description = volume::describe(&args.disk)?;
+    let description = volume::describe(&args.place.place())?;
     let text = if args.json {
         format!("{}\n", serde_json::to_string_pretty(&description)?)
     } else {
-        table(&args.disk, &description)
+        table(&args.place.disk, &description)
     };
     Ok(super::print(&text)?)
 }

@@ -5,7 +5,10 @@ mod attach;
 mod demo;
 mod exit;
 mod format;
+mod header;
 mod inspect;
+mod key;
+mod place;
 mod progress;
 mod prompt;
 mod serve;
@@ -45,6 +48,8 @@ enum Command {
     Format(format::Args),
     Serve(serve::Args),
     Inspect(inspect::Args),
+    Key(key::Args),
+    Header(header::Args),
     Demo(demo::Args),
 }
 
@@ -66,6 +71,8 @@ pub fn run() -> ExitCode {
         Command::Format(args) => format::run(args),
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Key(args) => key::run(&args),
+        Command::Header(args) => header::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

@@ -16,6 +16,7 @@ use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
 
 use super::attach::{Attachment, default_socket};
 use super::format::TypeArg;
+use super::place::{LimitArgs, PlaceArgs};
 use super::prompt::KeyArgs;
 
 /// Freed buffers that the server keeps for reuse, in bytes.
@@ -29,8 +30,8 @@ const KEEP_BUFFERS: usize = 64 << 20;
     hostveil serve --key-file vm.key --listen 127.0.0.1:10809 --read-only disk.img\n\n\
     Stop it with Ctrl-C or SIGTERM: requests in flight finish and everything is flushed.")]
 pub(super) struct Args {
-    /// The volume's file or block device
-    disk: PathBuf,
+    #[command(flatten)]
+    place: PlaceArgs,
 
     /// Listen on this Unix socket [default: one named after the disk in the user's runtime directory]
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
@@ -46,6 +47,13 @@ pub(super) struct Args {
 
     #[command(flatten)]
     key: KeyArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+
+    /// Refuse a header that the volume key does not vouch for: LUKS1, and LUKS2 without hostveil's token
+    #[arg(long)]
+    require_authenticated_header: bool,
 
     /// Refuse the disk unless it holds this type of volume
     #[arg(long = "type", value_enum)]
@@ -94,11 +102,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
         },
         kind: args.kind.map(Into::into),
         uuid: args.uuid,
+        limits: args.limits.limits(),
+        require_authenticated_header: args.require_authenticated_header,
     };
-    let located = Located::at(&args.disk, &options)?;
+    let located = Located::at(&args.place.place(), &options)?;
     // Bound before the passphrase is asked for: a taken socket should not cost a key derivation.
     let listener = Listener::bind(&address)?;
-    let passphrase = args.key.existing(&args.disk.display().to_string())?;
+    let passphrase = args.key.existing(&args.place.name())?;
     let pool = BufferPool::new(KEEP_BUFFERS);
     let volume = located.unlock(&passphrase, pool.clone())?;
     drop(passphrase);
@@ -125,7 +135,7 @@ fn address(args: &Args) -> Result<Address, Error> {
         }
         (Some(address), _) => Ok(Address::Tcp(address)),
         (None, Some(path)) => Ok(Address::Unix(std::path::absolute(path).unwrap_or_else(|_| path.clone()))),
-        (None, None) => default_socket(&args.disk).map(Address::Unix),
+        (None, None) => default_socket(&args.place.disk).map(Address::Unix),
     }
 }
 
@@ -169,7 +179,7 @@ fn announce(args: &Args, address: &Address, volume: &Volume) -> Result<(), Error
         });
         format!("{ready}\n")
     } else {
-        recipes(&args.disk, volume, &attachment)
+        recipes(&args.place.disk, volume, &attachment)
     };
     super::print(&text)
 }

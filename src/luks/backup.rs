@@ -34,6 +34,15 @@ pub const LARGEST_BACKUP: u64 = (8 + 128) * ByteCount::MIB;
 /// cryptsetup rounds a backup's length up to its machine's page size.
 const LARGEST_PAGE: u64 = 64 << 10;
 
+/// How a backup is to be restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// Also over another volume's header, one of another layout, or none at all.
+    pub force: bool,
+    /// The store holds the header alone; the data lies elsewhere.
+    pub apart: bool,
+}
+
 /// What a repair has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repaired {
@@ -82,13 +91,14 @@ fn backup_size(raw: &RawHeader) -> Result<u64> {
 pub fn restore(
     backing: &dyn Backing,
     backup: &[u8],
-    force: bool,
+    options: RestoreOptions,
     limits: &CostLimits,
     entropy: &dyn Entropy,
     progress: &dyn Progress,
 ) -> Result<CheckedHeader> {
-    let backup = Backup::check(backup, backing.len()?, limits)?;
-    let plan = match existing(backing, &backup, force)? {
+    let store = backing.len()?;
+    let backup = Backup::check(backup, store, options.apart, limits)?;
+    let plan = match existing(backing, &backup, options.force)? {
         Existing::Usable(old) => backup.beside(backing, &old, entropy)?,
         Existing::Unusable(seqid) => backup.in_place(seqid, limits, entropy)?,
     };
@@ -123,7 +133,7 @@ struct Plan<'a> {
 /// What a restore finds on the store.
 enum Existing {
     /// A header whose secrets must go on opening the volume until the switch.
-    Usable(CheckedHeader),
+    Usable(Box<CheckedHeader>),
     /// Nothing that opens; a sequence number that must be exceeded.
     Unusable(u64),
 }
@@ -131,7 +141,7 @@ enum Existing {
 /// Looks at what will be overwritten, and refuses what only `force` allows.
 fn existing(backing: &dyn Backing, backup: &Backup<'_>, force: bool) -> Result<Existing> {
     let old = match RawHeader::read(backing) {
-        Ok(old) => old,
+        Ok(old) => RawHeader { apart: backup.header.luks2()?.apart, ..old },
         Err(e) if e.kind() == ErrorKind::CorruptHeader => return Ok(Existing::Unusable(0)),
         Err(e) if e.kind() == ErrorKind::WrongDevice && force => return Ok(Existing::Unusable(0)),
         Err(e) if e.kind() == ErrorKind::WrongDevice => {
@@ -156,9 +166,14 @@ fn existing(backing: &dyn Backing, backup: &Backup<'_>, force: bool) -> Result<E
     // A host may have written any number; of a header that is refused it need not be respected.
     let seqid = if old.binary.seqid == u64::MAX { 0 } else { old.binary.seqid };
     match old.check(&backup.header.limits) {
-        Ok(old) if same => Ok(Existing::Usable(old)),
+        Ok(old) if same => Ok(Existing::Usable(Box::new(old))),
         _ => Ok(Existing::Unusable(seqid)),
     }
+}
+
+fn too_small(store: ByteCount) -> Error {
+    let what = format!("the store has {store}, which is too small for the volume of the backup");
+    Error::new(ErrorKind::WrongDevice, what)
 }
 
 fn data_offset(raw: &RawHeader) -> Option<u64> {
@@ -166,8 +181,8 @@ fn data_offset(raw: &RawHeader) -> Option<u64> {
 }
 
 impl<'a> Backup<'a> {
-    fn check(bytes: &'a [u8], store: ByteCount, limits: &CostLimits) -> Result<Self> {
-        let raw = RawHeader::from_start(bytes)?;
+    fn check(bytes: &'a [u8], store: ByteCount, apart: bool, limits: &CostLimits) -> Result<Self> {
+        let raw = RawHeader { apart: apart.then_some(store), ..RawHeader::from_start(bytes)? };
         let size = backup_size(&raw)?;
         let len = ByteCount::of(bytes).0;
         if len < size || len - size >= LARGEST_PAGE {
@@ -175,14 +190,14 @@ impl<'a> Backup<'a> {
             return Err(Error::new(ErrorKind::CorruptHeader, what));
         }
         let header = raw.check(limits)?;
+        if apart {
+            return if size <= store.0 { Ok(Self { bytes, header }) } else { Err(too_small(store)) };
+        }
         let segment = &header.layout.segment;
         let data = segment.size.unwrap_or(ByteCount(segment.sector_size.bytes().into()));
         match segment.offset.checked_add(data) {
             Some(end) if end.0 <= store.0 => Ok(Self { bytes, header }),
-            _ => {
-                let what = format!("the store has {store}, which is too small for the volume of the backup");
-                Err(Error::new(ErrorKind::WrongDevice, what))
-            }
+            _ => Err(too_small(store)),
         }
     }
 
@@ -203,7 +218,12 @@ impl<'a> Backup<'a> {
         let spans = metadata.keyslots.values().map(|slot| Span::of(&slot.area));
         let material = spans.map(|span| (span.start, self.bytes_of(span))).collect();
         // The primary copy is found without the other one, so it comes last.
-        let update = Update::of(self.binary(seqid)?, metadata, Place::Secondary, limits, entropy)?;
+        let update = Update::of(
+            (self.binary(seqid)?, metadata, self.header.luks2()?.apart),
+            Place::Secondary,
+            limits,
+            entropy,
+        )?;
         Ok(Plan { material, update, wipe: Vec::new() })
     }
 
@@ -225,7 +245,7 @@ impl<'a> Backup<'a> {
         let wipe = in_use.into_iter().filter(|span| !new.iter().any(|new| new.overlaps(*span))).collect();
         let first = unused_copy(old.luks2()?);
         let binary = self.binary(old.luks2()?.binary.seqid)?;
-        let update = Update::of(binary, metadata, first, &old.limits, entropy)?;
+        let update = Update::of((binary, metadata, old.luks2()?.apart), first, &old.limits, entropy)?;
         Ok(Plan { material, update, wipe })
     }
 
@@ -334,11 +354,11 @@ mod tests {
     }
 
     fn put_back(backing: &dyn Backing, backup: &[u8], force: bool) -> Result<CheckedHeader> {
-        restore(backing, backup, force, &limits(), &OsEntropy, &Silent)
+        restore(backing, backup, RestoreOptions { force, apart: false }, &limits(), &OsEntropy, &Silent)
     }
 
     fn zero_headers(backing: &dyn Backing) {
-        backing.write_at(ByteOffset(0), &[0; 32768]).unwrap();
+        backing.write_at(ByteOffset(0), &vec![0; 32768]).unwrap();
     }
 
     #[test]
@@ -357,7 +377,7 @@ mod tests {
         put_back(&backing, &backup, false).unwrap();
         assert!(opens(&backing, "secret") && !opens(&backing, "new"), "the revoked passphrase is back");
         assert!(header(&backing).luks2().unwrap().binary.seqid > 3);
-        backing.write_at(ByteOffset(0), &[0xff; 300_000]).unwrap();
+        backing.write_at(ByteOffset(0), &vec![0xff; 300_000]).unwrap();
         assert!(RawHeader::read(&backing).is_err());
         put_back(&backing, &backup, true).unwrap();
         assert!(opens(&backing, "secret"));
@@ -400,7 +420,7 @@ mod tests {
         assert_eq!(kind(&[]), ErrorKind::WrongDevice);
         assert_eq!(kind(&backup[..100_000]), ErrorKind::CorruptHeader);
         assert_eq!(kind(&backup[..backup.len() - 1]), ErrorKind::CorruptHeader);
-        assert_eq!(kind(&[&backup[..], &[0; 65536]].concat()), ErrorKind::CorruptHeader);
+        assert_eq!(kind(&[&backup[..], &vec![0; 65536]].concat()), ErrorKind::CorruptHeader);
         let mut broken = backup.clone();
         (broken[5000], broken[20000]) = (1, 1);
         assert_eq!(kind(&broken), ErrorKind::CorruptHeader);

@@ -141,7 +141,7 @@ pub(super) fn check(raw: &RawHeader, limits: &CostLimits) -> Result<Layout> {
     check_config(&metadata.config, raw.binary.hdr_size)?;
     let (number, segment) = only_segment(metadata)?;
     let segment = check_segment(segment)?;
-    check_areas(metadata, raw.binary.hdr_size, segment.offset)?;
+    check_areas(metadata, raw.binary.hdr_size, raw.apart.unwrap_or(ByteCount(segment.offset.0)))?;
     let digest = digest_of_segment(metadata, number)?;
     let slots = digest.keyslots.iter().map(|slot| bound_slot(metadata, *slot, limits));
     let slots = slots.collect::<Result<_>>()?;
@@ -246,13 +246,14 @@ fn check_encryption(what: &str, encryption: Option<&str>) -> Result<()> {
 }
 
 /// The areas of all slots, also of those that we do not use, lie behind both copies of the header and
-/// before the data, and do not overlap (3.2; cryptsetup checks the same).
-fn check_areas(metadata: &Metadata, hdr_size: u64, data: ByteOffset) -> Result<()> {
+/// before `limit`, where the data begins or the header's own store ends, and do not overlap (3.2;
+/// cryptsetup checks the same).
+fn check_areas(metadata: &Metadata, hdr_size: u64, limit: ByteCount) -> Result<()> {
     if metadata.keyslots.len() > MOST_OBJECTS || metadata.tokens.len() > MOST_OBJECTS {
         return Err(corrupt("keyslots or tokens holds more than 32 objects"));
     }
     let first = 2 * hdr_size;
-    let end = first.checked_add(metadata.config.keyslots_size.0).filter(|end| *end <= data.0);
+    let end = first.checked_add(metadata.config.keyslots_size.0).filter(|end| *end <= limit.0);
     let end = end.ok_or_else(|| {
         corrupt("config.keyslots_size reaches into the data, or segment offset into the header")
     })?;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::crypto::{Hash, Kdf, KdfAlgorithm};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{BlockSize, ByteCount};
+use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::areas::AREA_SIZE;
 use super::binary_header::{BINARY_HEADER_LEN, BinaryHeader, HEADER_SIZES, text_field};
@@ -47,14 +47,14 @@ pub(super) fn binary_header(uuid: Uuid, label: &str) -> Result<BinaryHeader> {
 
 /// A new volume's metadata, with one key slot.
 pub(super) fn metadata(
-    data_size: ByteCount,
+    (offset, data_size): (ByteOffset, ByteCount),
     sector_size: BlockSize,
     kdf: &Kdf,
     digest: &KeyDigest,
 ) -> Metadata {
     let segment = Segment {
         kind: "crypt".to_owned(),
-        offset: Decimal(DATA_OFFSET.0),
+        offset: Decimal(offset.0),
         size: SegmentSize::Fixed(data_size.0),
         iv_tweak: Some(Decimal(0)),
         encryption: Some(ENCRYPTION.to_owned()),

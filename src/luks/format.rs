@@ -48,6 +48,8 @@ pub struct FormatOptions {
     pub label: String,
     /// How the passphrase becomes a key.
     pub pbkdf: Pbkdf,
+    /// The store holds the header alone; the data begins at the start of another one.
+    pub apart: bool,
 }
 
 /// How a new slot's passphrase becomes a key.
@@ -122,7 +124,8 @@ fn check_options(backing: &dyn Backing, options: &FormatOptions, passphrase: &Pa
     if size.0 > ADVISED_DATA {
         tracing::warn!(%size, "IEEE 1619 advises not to encrypt more than 1 TiB with one AES-XTS key");
     }
-    let needed = DATA_OFFSET.checked_add(size).unwrap_or(size);
+    let data = if options.apart { ByteCount(0) } else { size };
+    let needed = DATA_OFFSET.checked_add(data).unwrap_or(size);
     match backing.len()? {
         len if len < needed => {
             let what = format!("the store has {} bytes; header and data need {}", len.0, needed.0);
@@ -153,8 +156,9 @@ fn plan(options: &FormatOptions, passphrase: &Passphrase, entropy: &dyn Entropy)
     let digest = KeyDigest::of(&key, digest_kdf, DIGEST_LEN)?;
     let uuid = uuid::Builder::from_random_bytes(random(entropy)?).into_uuid();
     let binary = binary_header(uuid, &options.label)?;
-    let metadata =
-        authenticated(&binary, metadata(options.data_size, options.sector_size, &kdf, &digest), &key)?;
+    let (offset, apart) = if options.apart { (0, Some(DATA_OFFSET)) } else { (DATA_OFFSET.0, None) };
+    let data = (ByteOffset(offset), options.data_size);
+    let metadata = authenticated(&binary, apart, metadata(data, options.sector_size, &kdf, &digest), &key)?;
     let copy = |place| assemble(&binary, &metadata, place, entropy);
     let formatted = Formatted { uuid, data_size: options.data_size, kdf: kdf.algorithm };
     Ok(Plan { formatted, key_material, secondary: copy(Place::Secondary)?, primary: copy(Place::Primary)? })
@@ -162,13 +166,19 @@ fn plan(options: &FormatOptions, passphrase: &Passphrase, entropy: &dyn Entropy)
 
 /// The metadata with the token that authenticates it; on the way the header passes the checks that it
 /// will have to pass when it is read.
-fn authenticated(binary: &BinaryHeader, metadata: Metadata, key: &VolumeKey) -> Result<Metadata> {
+fn authenticated(
+    binary: &BinaryHeader,
+    apart: Option<ByteCount>,
+    metadata: Metadata,
+    key: &VolumeKey,
+) -> Result<Metadata> {
     let state = CopyState::Valid(binary.seqid);
     let raw = RawHeader {
         binary: binary.clone(),
         metadata: metadata.clone(),
         primary: state.clone(),
         secondary: state,
+        apart,
     };
     let header = raw.check(&CostLimits::of_this_machine())?;
     let token = header.token(key)?;

@@ -3,6 +3,7 @@
 use crate::backing::Backing;
 use crate::crypto::CostLimits;
 use crate::error::Result;
+use crate::units::ByteCount;
 
 use super::binary_header::version_at_start;
 use super::check::CheckedHeader;
@@ -38,6 +39,17 @@ impl Header {
             Some(1) => PartitionHeader::parse(bytes).map(Self::V1),
             _ => RawHeader::from_start(bytes).map(Self::V2),
         }
+    }
+
+    /// Says that the header lies in a store of its own, of `store` bytes, apart from the data: then the
+    /// data may begin anywhere, and the key slots end with the header's store.
+    #[must_use]
+    pub fn kept_apart(mut self, store: ByteCount) -> Self {
+        match &mut self {
+            Self::V1(header) => header.apart = Some(store),
+            Self::V2(header) => header.apart = Some(store),
+        }
+        self
     }
 
     /// Checks that the header asks for nothing but what this program does, and for nothing dangerous.

@@ -143,10 +143,10 @@ impl CheckedHeader {
         Ok(Unlocked { key, segment, uuid, key_slot, header_is_authenticated })
     }
 
-    /// Refuses what was unlocked from another volume.
+    /// Refuses what was unlocked from another volume, and to go on from a header that is not genuine.
     pub(super) fn expect_key_of(&self, unlocked: &Unlocked) -> Result<()> {
         match self.layout.digest.matches(unlocked.key.expose())? {
-            true => Ok(()),
+            true => self.authenticate(&unlocked.key).map(|_| ()),
             false => Err(Error::new(ErrorKind::WrongKey, "this is not the volume's key")),
         }
     }

@@ -88,13 +88,16 @@ fn check_key_bytes(key_bytes: u32) -> Result<usize> {
 }
 
 /// The key material of all slots, in use or not, lies behind the header and before the data, and does
-/// not overlap. A detached header, which says that the data begins at 0, is refused by this too.
+/// not overlap. Of a detached header the data may begin anywhere, and its own store bounds the material.
 fn check_areas(header: &PartitionHeader) -> Result<()> {
-    let payload = u64::from(header.payload_offset);
+    let payload = match header.apart {
+        Some(store) => store.0 / SECTOR,
+        None => u64::from(header.payload_offset),
+    };
     if payload <= FIRST_AREA {
-        return Err(corrupt(format!(
-            "payload-offset {payload} lies in the header; a detached header is not accepted"
-        )));
+        return Err(corrupt(format!("payload-offset {payload} lies in the header")).hint(
+            "if the header is kept apart from the data, name the file with the data first and --header with this one",
+        ));
     }
     let len = (u64::from(header.key_bytes) * u64::from(STRIPES)).div_ceil(SECTOR);
     let mut areas = Vec::new();

@@ -27,6 +27,7 @@
 //! There is no checksum, and no second copy.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::ByteCount;
 
 /// Length of the header in bytes.
 pub(super) const HEADER_LEN: usize = 592;
@@ -62,6 +63,8 @@ pub struct PartitionHeader {
     pub(super) mk_digest_iter: u32,
     pub(super) uuid: [u8; UUID_LEN],
     pub(super) key_slots: [KeySlot; KEY_SLOTS],
+    /// The size of the header's own store, where it is kept apart from the data.
+    pub(super) apart: Option<ByteCount>,
 }
 
 /// One of the header's key slots, in use or not.
@@ -109,6 +112,7 @@ impl PartitionHeader {
                 KeySlot::fields(rest)?,
                 KeySlot::fields(rest)?,
             ],
+            apart: None,
         })
     }
 

@@ -40,7 +40,7 @@ pub mod slots;
 mod text;
 mod update;
 
-pub use backup::{LARGEST_BACKUP, Repaired};
+pub use backup::{LARGEST_BACKUP, Repaired, RestoreOptions};
 pub use binary_header::looks_like_luks;
 pub use check::CheckedHeader;
 pub use compose::DATA_OFFSET;

@@ -27,6 +27,8 @@ pub struct RawHeader {
     pub(super) metadata: Metadata,
     pub(super) primary: CopyState,
     pub(super) secondary: CopyState,
+    /// The size of the header's own store, where it is kept apart from the data.
+    pub(super) apart: Option<ByteCount>,
 }
 
 /// What became of one copy of the header.
@@ -108,7 +110,7 @@ impl RawHeader {
         if primary != secondary {
             tracing::warn!(%primary, %secondary, "the two copies of the LUKS2 header differ; the newest whole one is used");
         }
-        Ok(Self { binary: copy.binary, metadata: copy.metadata, primary, secondary })
+        Ok(Self { binary: copy.binary, metadata: copy.metadata, primary, secondary, apart: None })
     }
 
     /// Checks that the header asks for nothing but what this program does, and for nothing dangerous.

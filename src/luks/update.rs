@@ -13,7 +13,7 @@ use crate::backing::Backing;
 use crate::crypto::CostLimits;
 use crate::env::{Entropy, random};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::ByteOffset;
+use crate::units::{ByteCount, ByteOffset};
 
 use super::binary_header::{BinaryHeader, Place};
 use super::check::CheckedHeader;
@@ -42,13 +42,12 @@ impl Update {
             }
         }
         let binary = BinaryHeader { seqid: successor(raw.binary.seqid)?, ..raw.binary.clone() };
-        Self::of(binary, metadata, unused_copy(raw), &old.limits, entropy)
+        Self::of((binary, metadata, raw.apart), unused_copy(raw), &old.limits, entropy)
     }
 
     /// A header for both places, `first` written first.
     pub(super) fn of(
-        binary: BinaryHeader,
-        metadata: Metadata,
+        (binary, metadata, apart): (BinaryHeader, Metadata, Option<ByteCount>),
         first: Place,
         limits: &CostLimits,
         entropy: &dyn Entropy,
@@ -59,7 +58,7 @@ impl Update {
             (place_of(second, &binary), assemble(&binary, &metadata, second, entropy)?),
         ];
         let state = CopyState::Valid(binary.seqid);
-        let raw = RawHeader { binary, metadata, primary: state.clone(), secondary: state };
+        let raw = RawHeader { binary, metadata, primary: state.clone(), secondary: state, apart };
         Ok(Self { header: raw.check(limits)?, copies })
     }
 

@@ -168,7 +168,8 @@ fn template() -> &'static Path {
             force: false,
         };
         let key = Passphrase::new(SecretBytes::copy_of(KEY).unwrap());
-        let target = Target::examine(&path, &options).unwrap();
+        let target =
+            Target::examine(&volume::Place { disk: path.to_path_buf(), header: None }, &options).unwrap();
         volume::create(&target, &options, &key, &OsEntropy, &Silent).unwrap();
         path
     })

@@ -1,114 +1,22 @@
-//! Creating and opening volumes: locking, pins, and the one place where a stack of devices is put
-//! together.
+//! Making a volume: what may be overwritten, and how nothing half-made stays behind.
 
-use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::backing::{Access, Backing, FailStop, FileBacking, Kind};
-use crate::block::{BufferPool, ByteGranular, Disk};
-use crate::crypto::CostLimits;
+use crate::backing::{Access, Backing, FileBacking, Kind};
 use crate::env::{Entropy, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks;
 use crate::secret::Passphrase;
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-pub use crate::luks::DiscardPolicy;
-
-/// The formats of volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VolumeType {
-    /// LUKS2 with AES-256-XTS. LUKS1 is of this type too; it is opened and never made.
-    Luks,
-}
-
-impl fmt::Display for VolumeType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Luks => f.write_str("luks"),
-        }
-    }
-}
-
-/// What is asked of a volume that is opened.
-#[derive(Clone, Debug)]
-pub struct OpenOptions {
-    /// Open it for reading, sharing it with other readers.
-    pub read_only: bool,
-    /// What a discard does.
-    pub discard: DiscardPolicy,
-    /// The type that must be found.
-    pub kind: Option<VolumeType>,
-    /// The UUID that must be found.
-    pub uuid: Option<Uuid>,
-}
-
-/// A volume that has been found, locked and read, and is not unlocked yet.
-pub struct Located {
-    backing: FileBacking,
-    header: luks::CheckedHeader,
-    options: OpenOptions,
-}
-
-/// An unlocked volume.
-pub struct Volume {
-    /// Its plaintext, byte by byte.
-    pub disk: Disk,
-    /// Its format.
-    pub kind: VolumeType,
-    /// Its UUID, as its header says.
-    pub uuid: Uuid,
-}
-
-impl Located {
-    /// Opens and locks the disk at `path` and reads its header, once: everything later works on what
-    /// was read here.
-    ///
-    /// # Errors
-    /// Beside those of opening and reading: [`ErrorKind::WrongDevice`] when type or UUID are not the
-    /// ones that `options` pins.
-    pub fn at(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let backing = FileBacking::open(path, access)?;
-        let header = luks::Header::read(&backing)?.check(&CostLimits::of_this_machine())?;
-        if let Some(wanted) = options.uuid.filter(|wanted| *wanted != header.uuid()) {
-            let what = format!("{} holds the volume {}, not {wanted}", path.display(), header.uuid());
-            return Err(Error::new(ErrorKind::WrongDevice, what));
-        }
-        header.data_size(backing.len()?)?;
-        Ok(Self { backing, header, options: options.clone() })
-    }
-
-    /// Unlocks the volume and assembles its stack of devices.
-    ///
-    /// # Errors
-    /// [`ErrorKind::WrongKey`] when no key slot opens.
-    pub fn unlock(self, passphrase: &Passphrase, pool: BufferPool) -> Result<Volume> {
-        let uuid = self.header.uuid();
-        let unlocked = self.header.unlock(&self.backing, passphrase, None)?;
-        let options =
-            luks::DeviceOptions { read_only: self.options.read_only, discard: self.options.discard };
-        let backing = Arc::new(FailStop::new(self.backing));
-        let device = luks::Device::new(backing, unlocked, options, pool.clone())?;
-        let disk = Disk::new(ByteGranular::new(Disk::new(device), pool));
-        Ok(Volume { disk, kind: VolumeType::Luks, uuid })
-    }
-}
-
-/// What the header of the disk at `path` says.
-pub fn describe(path: &Path) -> Result<luks::Description> {
-    let backing = FileBacking::open_unlocked(path)?;
-    Ok(luks::describe(&luks::Header::read(&backing)?))
-}
+use super::{Place, VolumeType};
 
 /// What is asked of a new volume.
 #[derive(Clone, Debug)]
@@ -143,52 +51,32 @@ pub struct Made {
 
 /// A place where a volume may be made: examined, nothing changed yet.
 pub struct Target {
-    path: PathBuf,
-    /// The existing file or device, locked; none where a new file is to be made.
-    existing: Option<FileBacking>,
+    disk: Spot,
+    /// Where the header goes, when it is to be kept apart from the data.
+    header: Option<Spot>,
     data_size: ByteCount,
 }
 
 impl Target {
-    /// Looks whether a volume can be made at `path`.
+    /// Looks whether a volume can be made at `place`.
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] when there is data, without `force`; [`ErrorKind::InvalidInput`]
     /// for sizes that do not fit.
-    pub fn examine(path: &Path, options: &CreateOptions) -> Result<Self> {
-        let existing = match path.symlink_metadata() {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            _ => Some(FileBacking::open(path, Access::ReadWrite)?),
-        };
-        if let Some(backing) = &existing
-            && !options.force
-            && holds_data(backing)?
-        {
-            let what = format!("{} already holds data", path.display());
-            return Err(Error::new(ErrorKind::AlreadyExists, what).hint("pass --force to destroy that data"));
-        }
-        let data_size = data_size(path, existing.as_ref(), options)?;
-        Ok(Self { path: path.to_owned(), existing, data_size })
+    pub fn examine(place: &Place, options: &CreateOptions) -> Result<Self> {
+        let header = place.header.as_ref().map(|path| Spot::examine(path, options.force)).transpose()?;
+        let disk = Spot::examine(&place.disk, options.force)?;
+        let before_data = if header.is_some() { ByteCount(0) } else { luks::DATA_OFFSET };
+        let data_size = data_size(&disk, before_data, options)?;
+        Ok(Self { disk, header, data_size })
     }
 }
 
 /// The size of the volume's data, checked against the device and the sector size.
-fn data_size(path: &Path, existing: Option<&FileBacking>, options: &CreateOptions) -> Result<ByteCount> {
+fn data_size(disk: &Spot, before_data: ByteCount, options: &CreateOptions) -> Result<ByteCount> {
     let invalid = |what: String| Error::new(ErrorKind::InvalidInput, what);
     let sector = options.sector_size;
-    let room = match existing {
-        Some(backing) if backing.kind() == Kind::BlockDevice => {
-            let size = backing.len()?;
-            let room = size.checked_sub(ByteCount(luks::DATA_OFFSET.0)).filter(|room| room.0 > 0);
-            Some(room.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::WrongDevice,
-                    format!("{} has only {size}; the header needs 16 MiB", path.display()),
-                )
-            })?)
-        }
-        _ => None,
-    };
+    let room = disk.room(before_data)?;
     let size = match (options.size, room) {
         (None, None) => {
             return Err(
@@ -197,10 +85,8 @@ fn data_size(path: &Path, existing: Option<&FileBacking>, options: &CreateOption
         }
         (None, Some(room)) => ByteCount(sector.round_down(room.0)),
         (Some(size), Some(room)) if size > room => {
-            return Err(invalid(format!(
-                "{size} do not fit: {} has room for {room} of data",
-                path.display()
-            )));
+            let what = format!("{size} do not fit: {} has room for {room} of data", disk.path.display());
+            return Err(invalid(what));
         }
         (Some(size), _) => size,
     };
@@ -226,33 +112,89 @@ pub fn create(
     entropy: &dyn Entropy,
     progress: &dyn Progress,
 ) -> Result<Made> {
-    let total = ByteCount(luks::DATA_OFFSET.0)
-        .checked_add(target.data_size)
-        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "this size cannot be represented"))?;
     let layout = luks::FormatOptions {
         data_size: target.data_size,
         sector_size: options.sector_size,
         label: options.label.clone(),
         pbkdf: options.pbkdf,
+        apart: target.header.is_some(),
     };
-    let fill = |backing: &FileBacking| -> Result<luks::Formatted> {
-        if backing.kind() == Kind::File {
-            set_size(backing, &target.path, total)?;
+    let format = |store: &FileBacking| luks::format(store, &layout, passphrase, entropy, progress);
+    let preallocate = options.preallocate;
+    let formatted = match &target.header {
+        None => {
+            let total = luks::DATA_OFFSET.checked_add(target.data_size);
+            let total = total
+                .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "this size cannot be represented"))?;
+            target.disk.fill(total, preallocate, progress, format)?
         }
-        if options.preallocate {
-            preallocate(backing, &target.path, total, progress)?;
-        }
-        luks::format(backing, &layout, passphrase, entropy, progress)
-    };
-    let formatted = if let Some(backing) = &target.existing {
-        fill(backing)?
-    } else {
-        let new = NewFile::make(&target.path)?;
-        let formatted = fill(&new.backing)?;
-        new.publish(&target.path)?;
-        formatted
+        Some(header) => target.disk.fill(target.data_size, preallocate, progress, |_| {
+            header.fill(luks::DATA_OFFSET, preallocate, progress, format)
+        })?,
     };
     Ok(Made { kind: options.kind, uuid: formatted.uuid, size: target.data_size.0 })
+}
+
+/// A path where a file or device is, or a file can be made.
+struct Spot {
+    path: PathBuf,
+    /// What is there, locked.
+    existing: Option<FileBacking>,
+}
+
+impl Spot {
+    fn examine(path: &Path, force: bool) -> Result<Self> {
+        let existing = match path.symlink_metadata() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            _ => Some(FileBacking::open(path, Access::ReadWrite)?),
+        };
+        if let Some(backing) = &existing
+            && !force
+            && holds_data(backing)?
+        {
+            let what = format!("{} already holds data", path.display());
+            return Err(Error::new(ErrorKind::AlreadyExists, what).hint("pass --force to destroy that data"));
+        }
+        Ok(Self { path: path.to_owned(), existing })
+    }
+
+    /// What a block device has room for behind its first `before` bytes; nothing bounds a file.
+    fn room(&self, before: ByteCount) -> Result<Option<ByteCount>> {
+        let Some(device) = self.existing.as_ref().filter(|store| store.kind() == Kind::BlockDevice) else {
+            return Ok(None);
+        };
+        let size = device.len()?;
+        let room = size.checked_sub(before).filter(|room| room.0 > 0);
+        room.map(Some).ok_or_else(|| {
+            let what = format!("{} has only {size}; the header needs {before}", self.path.display());
+            Error::new(ErrorKind::WrongDevice, what)
+        })
+    }
+
+    /// Gives the store its size, has `then` fill it, and only then gives a new file its name.
+    fn fill<T>(
+        &self,
+        size: ByteCount,
+        preallocate: bool,
+        progress: &dyn Progress,
+        then: impl FnOnce(&FileBacking) -> Result<T>,
+    ) -> Result<T> {
+        let prepare = |store: &FileBacking| -> Result<()> {
+            if store.kind() == Kind::File {
+                set_size(store, &self.path, size)?;
+            }
+            if preallocate { reserve(store, &self.path, size, progress) } else { Ok(()) }
+        };
+        if let Some(store) = &self.existing {
+            prepare(store)?;
+            return then(store);
+        }
+        let new = NewFile::make(&self.path)?;
+        prepare(&new.backing)?;
+        let filled = then(&new.backing)?;
+        new.publish(&self.path)?;
+        Ok(filled)
+    }
 }
 
 /// Empties the file and gives it its size: what it held is gone, and it reads as zeroes.
@@ -264,7 +206,7 @@ fn set_size(backing: &FileBacking, path: &Path, size: ByteCount) -> Result<()> {
 }
 
 /// Reserves space piece by piece, so that progress shows and an interrupt is heard.
-fn preallocate(backing: &FileBacking, path: &Path, size: ByteCount, progress: &dyn Progress) -> Result<()> {
+fn reserve(backing: &FileBacking, path: &Path, size: ByteCount, progress: &dyn Progress) -> Result<()> {
     progress.begin("reserving space", size.0);
     let mut at = 0;
     while at < size.0 {

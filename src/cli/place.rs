@@ -1,0 +1,47 @@
+//! Arguments that several commands share: where a volume lies, and what unlocking it may cost.
+
+use std::path::PathBuf;
+
+use crate::crypto::CostLimits;
+use crate::units::ByteCount;
+use crate::volume::Place;
+
+/// Where a volume lies.
+#[derive(clap::Args)]
+pub(super) struct PlaceArgs {
+    /// The volume's file or block device
+    pub(super) disk: PathBuf,
+
+    /// The file with the volume's header, where it is kept apart from the data
+    #[arg(long, value_name = "FILE")]
+    pub(super) header: Option<PathBuf>,
+}
+
+impl PlaceArgs {
+    pub(super) fn place(&self) -> Place {
+        Place { disk: self.disk.clone(), header: self.header.clone() }
+    }
+
+    /// How prompts and messages name the volume.
+    pub(super) fn name(&self) -> String {
+        self.disk.display().to_string()
+    }
+}
+
+/// What unlocking may cost.
+#[derive(clap::Args)]
+pub(super) struct LimitArgs {
+    /// Refuse headers whose key derivation needs more memory [default: half of this machine's, at
+    /// most 4 GiB]
+    #[arg(long, value_name = "SIZE")]
+    max_kdf_memory: Option<ByteCount>,
+}
+
+impl LimitArgs {
+    /// The machine's limits, lowered as the user asked.
+    pub(super) fn limits(&self) -> CostLimits {
+        let machine = CostLimits::of_this_machine();
+        let asked = self.max_kdf_memory.map_or(u64::MAX, |size| size.0 / ByteCount::KIB);
+        CostLimits { memory_kib: machine.memory_kib.min(asked), ..machine }
+    }
+}
