@@ -52,7 +52,8 @@ fn table(disk: &Path, header: &Description) -> String {
     line("cipher", header.cipher.clone().unwrap_or_else(unknown));
     line("key", header.key_bits.map_or_else(unknown, |bits| format!("{bits} bits")));
     line("sector", bytes(header.sector_size.map(u64::from)).unwrap_or_else(unknown));
-    line("data begins at", bytes(header.data_offset).unwrap_or_else(unknown));
+    let offset = |at: u64| format!("byte {at} ({})", ByteCount(at));
+    line("data begins at", header.data_offset.map_or_else(unknown, offset));
     line("data size", bytes(header.data_size).unwrap_or_else(|| "to the end of the disk".to_owned()));
     line("digest", header.digest.clone().unwrap_or_else(unknown));
     for slot in &header.keyslots {

@@ -32,6 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::secret::VolumeKey;
 
 use super::check::{CheckedHeader, ENCRYPTION};
+use super::header::Header;
 use super::keyslot::Unlocked;
 use super::metadata::Metadata;
 use super::update::Update;
@@ -105,14 +106,20 @@ impl CheckedHeader {
 
     /// The error for a header without token where one is required.
     pub(super) fn require_authentication(&self) -> Result<()> {
-        match self.layout.token {
-            Some(_) => Ok(()),
-            None => Err(Error::new(
+        let error = match (&self.raw, self.layout.token) {
+            (_, Some(_)) => return Ok(()),
+            (Header::V1(_), None) => Error::new(
+                ErrorKind::Unsupported,
+                "this is a LUKS1 volume, whose header cannot be authenticated, which is required",
+            )
+            .hint("convert it with 'cryptsetup convert --type luks2', or open it without requiring that"),
+            (Header::V2(_), None) => Error::new(
                 ErrorKind::CorruptHeader,
                 format!("the LUKS2 header has no {TOKEN_TYPE} token, which is required"),
             )
-            .hint("restore the header from a backup of it, or, if the volume never had one, open it without requiring it")),
-        }
+            .hint("restore the header from a backup of it, or, if the volume never had one, open it without requiring it"),
+        };
+        Err(error)
     }
 
     /// The token for this header, for its JSON area.

@@ -40,8 +40,6 @@ pub(super) const MOST_OBJECTS: usize = 32;
 const AREA_ALIGNMENT: u64 = 512;
 /// A digest shorter than SHA-1's would let wrong keys pass; LUKS1's, kept on conversion, is 20 long.
 const SHORTEST_DIGEST: usize = 20;
-/// For [`Layout::derivations`]: a header may have 32 slots, and any of them may be the right one.
-const DERIVATIONS: u64 = 1;
 /// No salt or digest of the format is longer.
 const LONGEST_BINARY: usize = 256;
 
@@ -93,9 +91,6 @@ pub(super) struct Layout {
     pub(super) digest: KeyDigest,
     /// The slots that hold the volume key, by number.
     pub(super) slots: BTreeMap<u32, Slot>,
-    /// How many of the costliest derivations that the limits allow for one slot an attempt to open
-    /// the volume may cost in all.
-    pub(super) derivations: u64,
     /// What authenticates all of this but the slots, if anything does.
     pub(super) token: Option<HeaderToken>,
 }
@@ -152,7 +147,7 @@ pub(super) fn check(raw: &RawHeader, limits: &CostLimits) -> Result<Layout> {
     let slots = slots.collect::<Result<_>>()?;
     let digest = check_digest(digest, limits)?;
     let token = HeaderToken::find(metadata).map_err(corrupt)?;
-    Ok(Layout { uuid, segment, key_len: KEY_LEN, digest, slots, derivations: DERIVATIONS, token })
+    Ok(Layout { uuid, segment, key_len: KEY_LEN, digest, slots, token })
 }
 
 fn luks1_is_not_changed() -> Error {

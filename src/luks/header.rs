@@ -89,7 +89,7 @@ mod tests {
     use crate::luks::fixtures::{CHEAP, Golden, LUKS1, passphrase, volume};
     use crate::luks::keyslot::seal;
     use crate::luks::luks1_header::{ACTIVE, INACTIVE};
-    use crate::luks::{Device, DeviceOptions, DiscardPolicy, Unlocked};
+    use crate::luks::{Device, DeviceOptions, DiscardPolicy, UnlockPolicy, Unlocked};
     use crate::secret::{SecretBytes, VolumeKey};
     use crate::units::{BlockSize, ByteCount, ByteOffset};
 
@@ -167,6 +167,19 @@ mod tests {
             let error = checked(&store).unlock_with_volume_key(&wrong).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::WrongKey);
         }
+    }
+
+    #[test]
+    fn luks1_is_refused_where_an_authenticated_header_is_required() {
+        let store = LUKS1[0].store();
+        let policy = UnlockPolicy { require_authenticated_header: true, ..UnlockPolicy::default() };
+        let error = checked(&store).unlock_with(&store, &passphrase("secret"), &policy).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("LUKS1"), "{error}");
+        let policy = UnlockPolicy::default();
+        let unlocked = checked(&store).unlock_with(&store, &passphrase("secret"), &policy).unwrap();
+        assert!(!unlocked.header_is_authenticated());
+        assert_eq!(checked(&store).luks2().unwrap_err().kind(), ErrorKind::Unsupported);
     }
 
     /// Puts a golden volume's key into more slots, 0 to 2, as another program would.

@@ -1,9 +1,10 @@
 //! Key slots: getting the volume key out of one with a passphrase, and putting it into one.
 //!
-//! A slot opens in four steps (LUKS2 specification, 3.2 and 4.1; LUKS1 specification, 4.3): the passphrase becomes the slot's
-//! key by its KDF; that key decrypts the slot's area (AES-XTS in 512-byte sectors, tweak from 0);
-//! the anti-forensic merge makes a candidate of what was there; the digest tells whether it is the
-//! volume key. Everything on the way is held in locked memory that is zeroed afterwards.
+//! A slot opens in four steps (LUKS2 specification, 3.2 and 4.1; LUKS1 specification, 4.3): the
+//! passphrase becomes the slot's key by its KDF; that key decrypts the slot's area (AES-XTS in
+//! 512-byte sectors, tweak from 0); the anti-forensic merge makes a candidate of what was there; the
+//! digest tells whether it is the volume key. Everything on the way is held in locked memory that is
+//! zeroed afterwards.
 
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
@@ -20,6 +21,10 @@ use super::check::{CheckedHeader, CryptSegment, KeyDigest, Priority, STRIPES, Sl
 
 /// Areas are encrypted in sectors of this size, whatever the data's sector size is.
 const AREA_SECTOR: BlockSize = BlockSize::B512;
+
+/// One attempt to open a volume, over all slots tried, may cost as much as this many of the costliest
+/// derivations that the limits allow for one.
+const DERIVATIONS: u64 = 1;
 
 /// Costs below which a passphrase is easily guessed: no program chooses so little today. KiB times
 /// passes of Argon2, and iterations of PBKDF2.
@@ -89,8 +94,8 @@ impl CheckedHeader {
     /// Unlocks the volume with a passphrase, as `policy` asks.
     ///
     /// # Errors
-    /// As [`Self::unlock`]; [`ErrorKind::CorruptHeader`] when the policy requires an authenticated
-    /// header and this one is none.
+    /// As [`Self::unlock`]; when the policy requires an authenticated header and this one is none,
+    /// [`ErrorKind::CorruptHeader`], or [`ErrorKind::Unsupported`] for LUKS1, which has no such headers.
     pub fn unlock_with(
         &self,
         backing: &dyn Backing,
@@ -100,7 +105,7 @@ impl CheckedHeader {
         if policy.require_authenticated_header {
             self.require_authentication()?;
         }
-        let mut budget = Budget::new(&self.limits, self.layout.derivations);
+        let mut budget = Budget::new(&self.limits);
         for (number, slot) in self.candidates(policy.only)? {
             budget.spend(&slot.kdf)?;
             budget.spend(&self.layout.digest.kdf)?;
@@ -167,11 +172,10 @@ struct Budget {
 }
 
 impl Budget {
-    /// As much as that many of the costliest derivations that the limits allow.
-    fn new(limits: &CostLimits, derivations: u64) -> Self {
+    fn new(limits: &CostLimits) -> Self {
         Self {
-            kib_passes: limits.kib_passes.saturating_mul(derivations),
-            iterations: limits.iterations.saturating_mul(derivations),
+            kib_passes: limits.kib_passes.saturating_mul(DERIVATIONS),
+            iterations: limits.iterations.saturating_mul(DERIVATIONS),
         }
     }
 

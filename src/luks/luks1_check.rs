@@ -22,9 +22,6 @@ const SECTOR: u64 = 512;
 const FIRST_AREA: u64 = 8;
 /// Tweaks of the mode `plain` have 32 bits and start again from 0.
 const PLAIN_TWEAKS: u64 = 1 << 32;
-/// One attempt to open a volume may cost as much as this many of the costliest derivations allowed.
-/// One suffices: LUKS1 has eight slots and PBKDF2 alone.
-const DERIVATIONS: u64 = 1;
 
 /// Checks a header.
 pub(super) fn check(header: &PartitionHeader, limits: &CostLimits) -> Result<Layout> {
@@ -46,7 +43,7 @@ pub(super) fn check(header: &PartitionHeader, limits: &CostLimits) -> Result<Lay
         tweak_end,
     };
     let slots = check_slots(header, hash, limits)?;
-    Ok(Layout { uuid, segment, key_len, digest, slots, derivations: DERIVATIONS, token: None })
+    Ok(Layout { uuid, segment, key_len, digest, slots, token: None })
 }
 
 fn corrupt(what: impl Into<String>) -> Error {
