@@ -5,7 +5,7 @@
 #   tools/test.sh [--no-install | --install-only]
 #
 #   --no-install     install nothing; fail when a peer is missing
-#   --install-only   install what is missing, and run nothing
+#   --install-only   install what is missing, and run no test
 #
 # On a new Debian machine it installs the peers by apt-get, as root or by sudo; it
 # adds no sources and removes no package. The tests themselves want root (or sudo)
