@@ -5,7 +5,7 @@
 #   tools/test.sh [--no-install | --install-only]
 #
 #   --no-install     install nothing; fail when a peer is missing
-#   --install-only   install what is missing, and run nothing
+#   --install-only   install what is missing, and run no test
 #
 # On a new Debian machine it installs the peers by apt-get, as root or by sudo; it
 # adds no sources and removes no package. The tests themselves want root (or sudo)
@@ -50,6 +50,10 @@ main() {
   if [ -n "$missing" ] && [ -n "$install" ]; then install_packages "$missing"; fi
   missing=$(missing_packages)
   [ -z "$missing" ] || die "peers are missing; install the packages: $missing"
+  say "the guest that tests boot"
+  # What apt remembers of its sources may be too old to download from.
+  tests/guest/boot.sh --build || { [ -n "$install" ] && apt_get update && tests/guest/boot.sh --build; } ||
+    die "the guest could not be built"
   [ -z "$run" ] || run_tests
 }
 
