@@ -1,6 +1,7 @@
 //! Headers as a hostile host can write them: every single flipped bit, every forged field with a right
 //! checksum, and the attacks on LUKS headers that are known. Each forged field is refused with a
 //! sentence that names it, opens nothing, or is shown to be harmless; the tables say which.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -77,6 +78,9 @@ fn json_of(backing: &dyn Backing) -> Value {
     let area = read(backing, BINARY, HDR - BINARY);
     serde_json::from_slice(area.split(|b| *b == 0).next().unwrap()).unwrap()
 }
+
+/// What a host does to a header.
+type Change = Box<dyn Fn(&mut [u8])>;
 
 /// Changes both copies, binary header and JSON, and makes their checksums right.
 fn forge(backing: &dyn Backing, binary: impl Fn(&mut [u8]), change: impl FnOnce(&mut Value)) {
@@ -376,7 +380,6 @@ fn every_forged_field_of_the_binary_header() {
             copy[at..at + text.len()].copy_from_slice(text.as_bytes());
         }
     };
-    type Change = Box<dyn Fn(&mut [u8])>;
     let uuid = "0e2c6d5c-3f0e-4b5a-9d1c-2f6a8c1b7e44";
     let cases: [(&str, Change, Answer); 6] = [
         ("seqid", Box::new(|copy| copy[16..24].copy_from_slice(&9_u64.to_be_bytes())), Harmless),
