@@ -22,7 +22,8 @@ use super::prompt::KeyArgs;
 #[command(after_help = "Examples:\n  \
     hostveil header backup -o disk.header disk.img\n  \
     hostveil header restore -i disk.header disk.img\n  \
-    hostveil header repair --key-file vm.key disk.img\n\n\
+    hostveil header repair --key-file vm.key disk.img\n  \
+    hostveil header authenticate --key-file vm.key from-cryptsetup.img\n\n\
     A backup opens with the keys of the day it was made, also with those that were removed since: keep it\n\
     like a key. cryptsetup's luksHeaderBackup and luksHeaderRestore use the same file.")]
 pub(super) struct Args {
@@ -37,7 +38,9 @@ enum Action {
     /// Put a backup back
     Restore(RestoreArgs),
     /// Rewrite the damaged copy of the header from the whole one, once a key has shown that to be genuine
-    Repair(RepairArgs),
+    Repair(KeyedArgs),
+    /// Give a volume that cryptsetup made the token that binds its header to the volume key
+    Authenticate(KeyedArgs),
 }
 
 #[derive(clap::Args)]
@@ -66,7 +69,7 @@ struct RestoreArgs {
 }
 
 #[derive(clap::Args)]
-struct RepairArgs {
+struct KeyedArgs {
     #[command(flatten)]
     place: PlaceArgs,
     #[command(flatten)]
@@ -80,6 +83,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Action::Backup(args) => backup(args),
         Action::Restore(args) => restore(args),
         Action::Repair(args) => repair(args),
+        Action::Authenticate(args) => authenticate(args),
     }?;
     Ok(super::print(&said)?)
 }
@@ -121,13 +125,23 @@ fn read_backup(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-fn repair(args: &RepairArgs) -> Result<String> {
+fn repair(args: &KeyedArgs) -> Result<String> {
     let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
     managed.unlock(&args.key.existing(&args.place.name())?, None)?;
     Ok(match managed.repair(&OsEntropy)? {
         Repaired::Nothing => "Both copies of the header are whole; nothing was changed.\n",
         Repaired::First => "Rewrote the first copy of the header from the second.\n",
         Repaired::Second => "Rewrote the second copy of the header from the first.\n",
+    }
+    .to_owned())
+}
+
+fn authenticate(args: &KeyedArgs) -> Result<String> {
+    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
+    let unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
+    Ok(match managed.authenticate(&unlocked, &OsEntropy)? {
+        true => "The header is bound to the volume key from now on, as it is now.\n",
+        false => "The header was bound to the volume key already; nothing was changed.\n",
     }
     .to_owned())
 }

@@ -82,6 +82,11 @@ impl Managed {
         luks::backup::take(&self.store, &self.header)
     }
 
+    /// Gives a header that has none the token that binds it to the volume key; whether it had none.
+    pub fn authenticate(&mut self, unlocked: &Unlocked, entropy: &dyn Entropy) -> Result<bool> {
+        luks::authenticate::add_token(&self.store, &mut self.header, unlocked, entropy)
+    }
+
     /// Rewrites the damaged copy of the header from the whole one.
     pub fn repair(&mut self, entropy: &dyn Entropy) -> Result<Repaired> {
         luks::backup::repair(&self.store, &mut self.header, entropy)

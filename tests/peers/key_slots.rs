@@ -80,7 +80,13 @@ fn we_manage_the_keys_of_its_volumes() {
     let refused =
         turn.ours("serve --require-authenticated-header --key-file third --socket s disk.img").fail();
     assert_eq!(refused.code, 4, "cryptsetup's header has no token: {refused:?}");
+    turn.ours("header authenticate --key-file third disk.img").run();
     turn.theirs("luksDump disk.img").run();
+    assert!(turn.opens("third"));
+    let bound =
+        turn.ours("serve --require-authenticated-header --key-file third --socket no/directory/s disk.img");
+    let Failure { text, .. } = { bound }.fail();
+    assert!(text.contains("no/directory"), "the header is well, the socket is not: {text}");
 }
 
 #[test]
