@@ -309,6 +309,8 @@ impl<'a> Openings<'a> {
                 Err(e) => assert_eq!(e.kind(), ErrorKind::WrongKey, "{e}"),
             }
         }
+        let slots = header.layout.slots.len();
+        assert_eq!(open.len(), slots, "a slot of the header opens with nothing: its material is gone");
         self.known.insert(depends_on, open.clone());
         open
     }
