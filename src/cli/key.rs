@@ -19,7 +19,7 @@ use super::prompt::{KeyArgs, NewKeyArgs};
     hostveil key add disk.img                                   asks for an old and a new passphrase\n  \
     hostveil key add --key-file vm.key --new-key-file b.key disk.img\n  \
     hostveil key change --key-file vm.key disk.img\n  \
-    hostveil key remove --slot 1 disk.img\n\n\
+    hostveil key remove --slot 1 --key-file vm.key disk.img\n\n\
     Interrupted at any point, the old or the new key opens the volume. A key that was removed still opens\n\
     an older copy of the disk: the volume key never changes. Stop the server before changing keys.")]
 pub(super) struct Args {
@@ -77,7 +77,7 @@ struct RemoveArgs {
     limits: LimitArgs,
     #[command(flatten)]
     key: KeyArgs,
-    /// Remove this key slot, whoever's it is; no key is asked for
+    /// Remove this key slot, whoever's it is; the key that is given must open another one
     #[arg(long, value_name = "NUMBER")]
     slot: Option<u32>,
     /// Remove every key slot: the data is lost for ever, unless there is a backup of the header
@@ -180,9 +180,16 @@ fn remove(args: &RemoveArgs) -> Result<String> {
             "Removed every key slot. Only a backup of the header can bring the data back.\n".to_owned()
         );
     }
+    let opened = opened_slot(&managed.unlock(&args.key.existing(&args.place.name())?, None)?)?;
     let number = match args.slot {
+        // Whoever removes by number shows that somebody else can still open the volume.
+        Some(number) if number == opened && managed.slots()?.len() > 1 => {
+            let what = format!("the key that was given opens key slot {number} itself");
+            let error = Error::new(ErrorKind::InvalidInput, what);
+            return Err(error.hint("give a key that is to remain, or leave --slot out").into());
+        }
         Some(number) => number,
-        None => opened_slot(&managed.unlock(&args.key.existing(&args.place.name())?, None)?)?,
+        None => opened,
     };
     managed.remove(number, &OsEntropy, &Bar::new()?)?;
     Ok(format!("Removed key slot {number}.\n"))

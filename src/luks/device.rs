@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::check::{CheckedHeader, CryptSegment};
+use super::format::ADVISED_DATA;
 use super::keyslot::Unlocked;
 
 /// Zeroes are encrypted and written in pieces of this size.
@@ -74,6 +75,9 @@ impl Device {
         let Unlocked { key, segment, .. } = unlocked;
         let size = data_size(backing.len()?, segment)?;
         let xts = xts(key.expose(), Backend::Fastest)?;
+        if size.0 > ADVISED_DATA {
+            tracing::warn!(%size, "IEEE 1619 advises not to encrypt more than 1 TiB with one AES-XTS key");
+        }
         tracing::debug!(cipher = xts.name(), %size, sector_size = segment.sector_size.bytes(), "opened a LUKS volume");
         let geometry = Geometry { size, block: segment.sector_size, preferred: BlockSize::B4096 };
         Ok(Self { backing, xts, geometry, data: segment.offset, iv_tweak: segment.iv_tweak, options, pool })

@@ -31,7 +31,7 @@ const DIGEST_LEN: usize = 32;
 /// The most data in bytes that one XTS key may encrypt (IEEE 1619-2025).
 pub const MOST_DATA: u64 = 256 * ByteCount::TIB;
 /// The most that it advises.
-const ADVISED_DATA: u64 = ByteCount::TIB;
+pub(super) const ADVISED_DATA: u64 = ByteCount::TIB;
 
 /// Zeroes are written in pieces of this size.
 const PIECE: usize = 256 << 10;

@@ -23,7 +23,9 @@ fn a_key_is_added_listed_used_and_removed() {
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!((listed[0]["number"].as_u64(), listed[1]["number"].as_u64()), (Some(0), Some(1)));
     assert_eq!(test(&place, "b.key").succeeds().stdout, "This key opens key slot 1.\n");
-    let removed = place.run("key remove --key-file vm.key disk.img").succeeds();
+    let itself = place.run("key remove --slot 0 --key-file vm.key disk.img");
+    itself.fails(1, "the key that was given opens key slot 0 itself");
+    let removed = place.run("key remove --slot 0 --key-file b.key disk.img").succeeds();
     assert_eq!(removed.stdout, "Removed key slot 0.\n");
     test(&place, "vm.key").fails(2, "no key slot opens with this passphrase or key file");
     let serving = place.serve("--key-file b.key --socket s --require-authenticated-header disk.img");
@@ -44,7 +46,8 @@ fn a_key_is_changed() {
 fn the_last_key_stays_unless_all_shall_go() {
     let place = place();
     let before = place.read("disk.img");
-    for command in ["key remove --slot 0 disk.img", "key remove --key-file vm.key disk.img"] {
+    for command in ["key remove --slot 0 --key-file vm.key disk.img", "key remove --key-file vm.key disk.img"]
+    {
         let outcome = place.run(command);
         assert_eq!(outcome.code, 1, "{outcome:?}");
         assert!(outcome.stderr.contains("is the last one"), "{outcome:?}");
@@ -66,7 +69,7 @@ fn wrong_keys_change_nothing() {
     ] {
         assert_eq!(place.run(command).code, 2, "{command}");
     }
-    assert_eq!(place.run("key remove --slot 9 disk.img").code, 1);
+    assert_eq!(place.run("key remove --slot 9 --key-file vm.key disk.img").code, 1);
     assert_eq!(place.run("key add --slot 32 --key-file vm.key --new-key-file b.key disk.img").code, 1);
     assert_eq!(place.read("disk.img"), before);
 }

@@ -75,7 +75,7 @@ fn we_manage_the_keys_of_its_volumes() {
     assert!(turn.opens("first") && turn.opens("second") && !turn.opens("third"));
     turn.ours("key change --pbkdf pbkdf2 --key-file second --new-key-file third disk.img").run();
     assert!(turn.opens("first") && !turn.opens("second") && turn.opens("third"));
-    turn.ours("key remove --slot 0 disk.img").run();
+    turn.ours("key remove --slot 0 --key-file third disk.img").run();
     assert!(!turn.opens("first") && turn.opens("third"));
     let refused =
         turn.ours("serve --require-authenticated-header --key-file third --socket s disk.img").fail();
