@@ -28,10 +28,10 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// That it failed with `code`, and that its first line on stderr is this sentence.
+    /// That it failed with `code`, and that its error on stderr, behind any warnings, is this sentence.
     pub(crate) fn fails(&self, code: i32, sentence: &str) {
-        let first = self.stderr.lines().next().unwrap_or_default();
-        assert_eq!((self.code, first), (code, format!("hostveil: {sentence}").as_str()), "{self:?}");
+        let error = self.stderr.lines().find(|line| line.starts_with("hostveil: ")).unwrap_or_default();
+        assert_eq!((self.code, error), (code, format!("hostveil: {sentence}").as_str()), "{self:?}");
     }
 
     pub(crate) fn succeeds(self) -> Self {
