@@ -7,7 +7,7 @@
 //! | rank | rooms |
 //! |---|---|
 //! | 0 | [`units`], [`sys`] |
-//! | 1 | [`error`], [`env`] |
+//! | 1 | [`mod@error`], [`mod@env`] |
 //! | 2 | [`secret`], [`block`], [`net`] |
 //! | 3 | [`nbd`], [`crypto`] |
 //! | 4 | [`backing`] |

@@ -2,7 +2,7 @@
 //!
 //! A connection has one thread that reads requests and, as long as the disk answers at memory speed,
 //! carries them out itself; what would make it wait goes to the workers that all connections share.
-//! Replies gather in the connection's [`outbox`] and leave many to a system call.
+//! Replies gather in the connection's outbox and leave many to a system call.
 //!
 //! ```text
 //! socket -> receiver -> nbd::Transmission -> placement -+-> execute (same thread) -+-> outbox -> socket

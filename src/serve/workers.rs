@@ -63,12 +63,39 @@ impl<J> Shared<J> {
 }
 
 impl<J> Drop for Workers<J> {
-    /// Lets the queue run empty and ends the threads.
+    /// Lets the queue run empty and ends the threads. A job may hold the last handle to its pool: the
+    /// thread that runs it cannot wait for itself.
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
         self.shared.arrived.notify_all();
-        for thread in self.threads.drain(..) {
+        let this = std::thread::current().id();
+        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != this) {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_ends_also_when_its_own_thread_drops_it_last() {
+        type Job = Box<dyn FnOnce() + Send>;
+        let workers: Arc<Workers<Job>> = Arc::new(Workers::start(2).unwrap());
+        let held = Arc::clone(&workers);
+        let (started, has_started) = std::sync::mpsc::channel();
+        let (dropped, has_dropped) = std::sync::mpsc::channel();
+        let (go, may_go) = std::sync::mpsc::channel::<()>();
+        workers.submit(Box::new(move || {
+            started.send(()).unwrap();
+            may_go.recv().unwrap();
+            drop(held);
+            dropped.send(()).unwrap();
+        }));
+        has_started.recv().unwrap();
+        drop(workers);
+        go.send(()).unwrap();
+        has_dropped.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
     }
 }
