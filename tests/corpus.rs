@@ -1,6 +1,8 @@
 //! Replays every committed input of the fuzz targets, as an ordinary test: seeds, and inputs that once
 //! broke this or another program.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
