@@ -194,6 +194,37 @@ def session_seed(name, said):
 # LUKS
 
 
+def luks1_seeds(dir):
+    cheap = ["--pbkdf-force-iterations", "1000"]
+    (dir / "old").write_bytes(b"key")
+    (dir / "new").write_bytes(b"another")
+    image = dir / "luks1.img"
+    volumes = {
+        "sha1-256": ["--hash", "sha1", "--key-size", "256"],
+        "sha512-256": ["--hash", "sha512", "--key-size", "256"],
+        "aes-cbc-ripemd160": ["--hash", "ripemd160", "--cipher", "aes-cbc-essiv:sha256", "--key-size", "256"],
+        "xts-plain": ["--cipher", "aes-xts-plain", "--key-size", "512"],
+        "sha256-512": ["--hash", "sha256", "--key-size", "512"],
+    }
+    for name, options in volumes.items():
+        image.write_bytes(bytes(8 << 20))
+        made = run("cryptsetup", "luksFormat", "--type", "luks1", "--batch-mode", "--disable-locks", *cheap, *options, "--key-file", dir / "old", image, check=False)
+        if made.returncode:
+            print(f"luks1 {name}: not made here: {made.stderr.decode().strip()}", file=sys.stderr)
+        else:
+            luks1_seed(name, image)
+    run("cryptsetup", "luksAddKey", "--batch-mode", "--disable-locks", *cheap, "--key-file", dir / "old", image, dir / "new")
+    luks1_seed("two-slots", image)
+    run("qemu-img", "create", "-q", "-f", "luks", "--object", f"secret,id=s,file={dir / 'old'}", "-o", "key-secret=s,iter-time=10", image, "64k")
+    luks1_seed("qemu-img", image)
+
+
+def luks1_seed(name, image):
+    """What follows magic and version."""
+    with open(image, "rb") as file:
+        seed("luks1_header", name, file.read(592)[8:])
+
+
 def luks2_seeds(dir):
     cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
     argon2 = ["--pbkdf-force-iterations", "4", "--pbkdf-memory", "64", "--pbkdf-parallel", "1"]
@@ -278,6 +309,7 @@ def main():
     shutil.rmtree(SEEDS, ignore_errors=True)
     with tempfile.TemporaryDirectory() as dir:
         nbd_seeds(Path(dir))
+        luks1_seeds(Path(dir))
         luks2_seeds(Path(dir))
     recovery_key_seeds()
 

@@ -15,6 +15,10 @@ impl<'a> Input<'a> {
         self.array::<1>()[0]
     }
 
+    pub(super) fn u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.array())
+    }
+
     pub(super) fn u64(&mut self) -> u64 {
         u64::from_be_bytes(self.array())
     }

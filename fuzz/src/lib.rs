@@ -5,11 +5,14 @@
 #![allow(clippy::missing_panics_doc)] // to panic is how a target answers
 
 mod input;
+mod luks;
+mod luks1;
 mod luks2;
 mod nbd_handshake;
 mod nbd_transmission;
 mod recovery_key;
 
+pub use luks1::luks1_header;
 pub use luks2::{luks2_header, luks2_json};
 pub use nbd_handshake::nbd_handshake;
 pub use nbd_transmission::nbd_transmission;
@@ -19,9 +22,10 @@ pub use recovery_key::recovery_key;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("nbd_handshake", nbd_handshake),
     ("nbd_transmission", nbd_transmission),
+    ("luks1_header", luks1_header),
     ("luks2_header", luks2_header),
     ("luks2_json", luks2_json),
     ("recovery_key", recovery_key),
