@@ -4,6 +4,7 @@
 
 #![allow(clippy::missing_panics_doc)] // to panic is how a target answers
 
+mod distinct;
 mod input;
 mod luks;
 mod luks1;

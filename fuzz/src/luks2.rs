@@ -12,6 +12,7 @@
 use hostveil::crypto::{CostLimits, Hash, KdfAlgorithm};
 use serde_json::Value;
 
+use super::distinct::keys_are_distinct;
 use super::input::Input;
 use super::luks::{Acceptance, examine};
 
@@ -55,6 +56,7 @@ pub fn luks2_json(data: &[u8]) {
     let json = serde_json::from_slice::<Value>(text_of(&copy[JSON_AT..]));
     if accepted >= Acceptance::Read {
         assert!(json.as_ref().is_ok_and(Value::is_object), "text that is not JSON is read");
+        assert!(keys_are_distinct(text_of(&copy[JSON_AT..])), "ambiguous text is read");
     }
     if let (Acceptance::Checked, Ok(json)) = (accepted, &json) {
         check_harmless(json, size as u64);

@@ -8,14 +8,19 @@
 use std::sync::Arc;
 
 use hostveil::block::{Capabilities, Discard, Geometry};
-use hostveil::nbd::wire::{NBD_REP_ACK, NBD_REP_MAGIC, OPTION_REPLY_HEADER_LEN, Reader};
-use hostveil::nbd::{CloseReason, Export, Exports, Handshake, MAX_BUFFERED, MAX_OPTIONS, Negotiated, Step};
+use hostveil::nbd::wire::{
+    NBD_OPTS_MAGIC, NBD_REP_ACK, NBD_REP_MAGIC, OPTION_HEADER_LEN, OPTION_REPLY_HEADER_LEN, Reader,
+};
+use hostveil::nbd::{
+    CloseReason, Export, Exports, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated, Step,
+};
 use hostveil::units::{BlockSize, ByteCount};
 
 use super::input::Input;
 
 const LISTING: u8 = 1 << 0;
 const STOPPING: u8 = 1 << 1;
+const CLIENT_FLAGS_LEN: usize = 4;
 /// No answer about two small exports needs more, however long the question.
 const LONGEST_ANSWER: usize = 1024;
 /// No handshake's state needs more, in print: two exports, a few flags, a name of theirs.
@@ -35,6 +40,7 @@ pub fn nbd_handshake(data: &[u8]) {
     let whole = run(&exports, stopping, stream, std::iter::once(stream.len()));
     let cut = run(&exports, stopping, stream, pieces(seed));
     assert_eq!(whole, cut, "output depends on how input is cut");
+    check_consumed(&stream[..whole.end.consumed()]);
 }
 
 /// A writable export and a read-only default one.
@@ -75,6 +81,32 @@ enum End {
         context: Option<u32>,
     },
     Close(CloseReason),
+}
+
+impl End {
+    /// How much of the input was consumed. After a close nobody asks.
+    fn consumed(&self) -> usize {
+        match *self {
+            Self::NeedMore(consumed) | Self::Ready { consumed, .. } => consumed,
+            Self::Close(_) => 0,
+        }
+    }
+}
+
+/// What was consumed are the client's flags and options: not too many, none of them too long to be worth
+/// it, and only the last of them perhaps not whole.
+fn check_consumed(stream: &[u8]) {
+    let mut rest = stream.get(CLIENT_FLAGS_LEN..).unwrap_or_default();
+    let mut options = 0;
+    while !rest.is_empty() {
+        let mut header = Reader::new(rest);
+        assert_eq!(header.u64(), Some(NBD_OPTS_MAGIC));
+        let (_option, len) = (header.u32(), header.u32().expect("a length"));
+        assert!(len <= MAX_DISCARDED, "waits for {len} bytes of one option");
+        options += 1;
+        rest = rest.get(OPTION_HEADER_LEN + len as usize..).unwrap_or_default();
+    }
+    assert!(options <= MAX_OPTIONS, "{options} options");
 }
 
 /// Runs one handshake; `pieces` are the lengths in which `input` arrives, the last of them for good.
