@@ -236,7 +236,7 @@ fn check_form(replies: Replies, header: &[u8], cookie: u64, kind: u16, data: usi
     assert_eq!(header[8..16], cookie.to_be_bytes());
     match replies {
         Replies::Simple => {
-            assert_eq!((magic, header.len()), (Some(NBD_SIMPLE_REPLY_MAGIC), SIMPLE_REPLY_LEN))
+            assert_eq!((magic, header.len()), (Some(NBD_SIMPLE_REPLY_MAGIC), SIMPLE_REPLY_LEN));
         }
         Replies::Structured(_) => {
             assert_eq!(magic, Some(NBD_STRUCTURED_REPLY_MAGIC));
