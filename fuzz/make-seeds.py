@@ -245,9 +245,12 @@ def luks2_seeds(dir):
             print(f"{name}: not made here: {made.stderr.decode().strip()}", file=sys.stderr)
             continue
         luks2_seed(name, image)
-    image = dir / "pbkdf2.img"
     (dir / "new").write_bytes(b"another")
     (dir / "old").write_bytes(b"key")
+    ours = dir / "hostveil.img"
+    run(HOSTVEIL, "format", "--size", "1M", "--key-file", dir / "old", "--pbkdf", "pbkdf2", ours)
+    luks2_seed("hostveil", ours)
+    image = dir / "pbkdf2.img"
     run("cryptsetup", "luksAddKey", "--batch-mode", "--disable-locks", *cheap, "--key-file", dir / "old", image, dir / "new")
     run("cryptsetup", "config", "--key-slot", "1", "--priority", "prefer", image)
     run("cryptsetup", "token", "import", "--json-file", "-", image, input=b'{"type":"somebody-elses","keyslots":["1"],"extra":[1,{"x":null}]}')

@@ -4,7 +4,7 @@
 
 use hostveil::crypto::CostLimits;
 use hostveil::error::{Error, ErrorKind};
-use hostveil::luks::{Checked, Description, Header};
+use hostveil::luks::{CheckedHeader, Description, Header, describe, slots};
 use hostveil::units::ByteCount;
 use serde_json::Value;
 
@@ -30,7 +30,8 @@ pub(super) fn examine(start: &[u8]) -> Acceptance {
             return Acceptance::Unread;
         }
     };
-    let description = header.describe();
+    check_kept_apart(start);
+    let description = describe(&header);
     assert_eq!(description.version, header.version());
     check_texts(&serde_json::to_value(&description).expect("plain fields"));
     match header.check(&CostLimits::of_this_machine()) {
@@ -46,14 +47,28 @@ pub(super) fn examine(start: &[u8]) -> Acceptance {
     }
 }
 
+/// The same header in a store of its own: other rules for where things lie, and so other refusals.
+fn check_kept_apart(start: &[u8]) {
+    let store = ByteCount::of(start);
+    let header = Header::from_start(start).expect("it was read before").kept_apart(store);
+    check_texts(&serde_json::to_value(describe(&header)).expect("plain fields"));
+    if let Err(error) = header.check(&CostLimits::of_this_machine()) {
+        check_error(&error);
+    }
+}
+
 /// What is shown of an accepted header is what it will be used for.
-fn check_accepted(checked: &Checked, description: &Description) {
+fn check_accepted(checked: &CheckedHeader, description: &Description) {
     assert!(description.refused.is_none(), "described as refused, but accepted");
     let cipher = description.cipher.as_deref();
     assert!(matches!(cipher, Some("aes-xts-plain64" | "aes-xts-plain")), "{cipher:?}");
     assert!(description.uuid.parse() == Ok(checked.uuid()), "another UUID is shown");
     let offset = description.data_offset.expect("a place for the data");
     assert!(offset >= FIRST_DATA, "the data begins at {offset}");
+    if description.version == 2 {
+        let slots = slots::list(checked).expect("the slots of LUKS2");
+        assert_eq!(slots.len(), description.keyslots.len());
+    }
     for store in [0, offset, offset.saturating_add(1 << 20), i64::MAX.unsigned_abs(), u64::MAX] {
         match checked.data_size(ByteCount(store)) {
             Ok(size) => {
