@@ -15,7 +15,10 @@ pub(super) fn printable(text: &str) -> String {
 
 /// Whether a character changes how others are shown: directions, joiners, marks of order.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(
+        c,
+        '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 #[cfg(test)]
@@ -26,6 +29,8 @@ mod tests {
     fn terminals_get_no_orders() {
         assert_eq!(printable("backup of über-disk"), "backup of über-disk");
         assert_eq!(printable("a\x1b[2Jb\n\u{202e}c"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c");
+        // Found by fuzzing: the Arabic letter mark, too, turns the writing's direction.
+        assert_eq!(printable("a\u{061c}b"), "a\u{fffd}b");
         assert_eq!(printable(&"x".repeat(1000)).chars().count(), LONGEST + 1);
     }
 }

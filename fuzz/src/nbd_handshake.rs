@@ -1,0 +1,193 @@
+//! The NBD handshake: a client says anything, in any pieces. Checked is what `nbd::Handshake` promises:
+//! every step makes progress or ends, nobody has to hold more than `MAX_BUFFERED` bytes, nothing grows
+//! with what a client sends, replies are whole, and none of it depends on how the bytes arrive.
+//!
+//! Input: a byte of settings (bit 0: exports are listed; bit 1: the server is stopping), a byte that
+//! seeds the lengths of the pieces, and the client's bytes.
+
+use std::sync::Arc;
+
+use hostveil::block::{Capabilities, Discard, Geometry};
+use hostveil::nbd::wire::{
+    NBD_OPTS_MAGIC, NBD_REP_ACK, NBD_REP_MAGIC, OPTION_HEADER_LEN, OPTION_REPLY_HEADER_LEN, Reader,
+};
+use hostveil::nbd::{
+    CloseReason, Export, Exports, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated, Step,
+};
+use hostveil::units::{BlockSize, ByteCount};
+
+use super::input::Input;
+
+const LISTING: u8 = 1 << 0;
+const STOPPING: u8 = 1 << 1;
+const CLIENT_FLAGS_LEN: usize = 4;
+/// No answer about two small exports needs more, however long the question.
+const LONGEST_ANSWER: usize = 1024;
+/// No handshake's state needs more, in print: two exports, a few flags, a name of theirs.
+const LARGEST_STATE: usize = 2048;
+/// proto.md, Option reply types: bit 31 is that of errors.
+const REPLY_IS_ERROR: u32 = 1 << 31;
+
+/// Runs the target.
+pub fn nbd_handshake(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (settings, seed) = (input.byte(), input.byte());
+    let stream = input.rest();
+    let mut exports = exports();
+    exports.listing = settings & LISTING != 0;
+    let exports = Arc::new(exports);
+    let stopping = settings & STOPPING != 0;
+    let whole = run(&exports, stopping, stream, std::iter::once(stream.len()));
+    let cut = run(&exports, stopping, stream, pieces(seed));
+    assert_eq!(whole, cut, "output depends on how input is cut");
+    check_consumed(&stream[..whole.end.consumed()]);
+}
+
+/// A writable export and a read-only default one.
+pub(super) fn exports() -> Exports {
+    let shape =
+        |size| Geometry { size: ByteCount(size), block: BlockSize::BYTE, preferred: BlockSize::B4096 };
+    let can = |read_only| Capabilities { read_only, discard: Discard::Zeroes, fast_zeroes: true };
+    let disk = Export::new("disk", "a disk", shape(1 << 20), can(false)).expect("a valid export");
+    let tape = Export::new("", "", shape(1 << 40), can(true)).expect("a valid export");
+    Exports::new(vec![disk, tape]).expect("two names")
+}
+
+/// Lengths without end, mostly short.
+fn pieces(seed: u8) -> impl Iterator<Item = usize> {
+    let mut state = u32::from(seed) + 1;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (kind, len) = (state >> 30, (state >> 8) as usize);
+        if kind == 0 { 1 + len % 5000 } else { 1 + len % 40 }
+    })
+}
+
+/// What a client saw of a handshake, and what the server made of it.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    output: Vec<u8>,
+    end: End,
+}
+
+#[derive(Debug, PartialEq)]
+enum End {
+    /// The input was too short for more; so much of it was consumed.
+    NeedMore(usize),
+    Ready {
+        consumed: usize,
+        index: usize,
+        structured: bool,
+        context: Option<u32>,
+    },
+    Close(CloseReason),
+}
+
+impl End {
+    /// How much of the input was consumed. After a close nobody asks.
+    fn consumed(&self) -> usize {
+        match *self {
+            Self::NeedMore(consumed) | Self::Ready { consumed, .. } => consumed,
+            Self::Close(_) => 0,
+        }
+    }
+}
+
+/// What was consumed are the client's flags and options: not too many, none of them too long to be worth
+/// it, and only the last of them perhaps not whole.
+fn check_consumed(stream: &[u8]) {
+    let mut rest = stream.get(CLIENT_FLAGS_LEN..).unwrap_or_default();
+    let mut options = 0;
+    while !rest.is_empty() {
+        let mut header = Reader::new(rest);
+        assert_eq!(header.u64(), Some(NBD_OPTS_MAGIC));
+        let (_option, len) = (header.u32(), header.u32().expect("a length"));
+        assert!(len <= MAX_DISCARDED, "waits for {len} bytes of one option");
+        options += 1;
+        rest = rest.get(OPTION_HEADER_LEN + len as usize..).unwrap_or_default();
+    }
+    assert!(options <= MAX_OPTIONS, "{options} options");
+}
+
+/// Runs one handshake; `pieces` are the lengths in which `input` arrives, the last of them for good.
+fn run(
+    exports: &Arc<Exports>,
+    stopping: bool,
+    input: &[u8],
+    mut pieces: impl Iterator<Item = usize>,
+) -> Outcome {
+    let (mut state, greeting) = Handshake::new(Arc::clone(exports));
+    if stopping {
+        state = state.shutting_down();
+    }
+    let (mut output, mut consumed, mut arrived, mut answers) = (greeting.to_vec(), 0, 0, 0);
+    loop {
+        let buffered = &input[consumed..arrived];
+        match state.step(buffered) {
+            Step::NeedMore { state: same, at_least } => {
+                assert!(at_least > buffered.len() && at_least <= MAX_BUFFERED, "waits for {at_least} bytes");
+                if arrived == input.len() {
+                    assert!(format!("{same:?}").len() <= LARGEST_STATE, "the state has grown");
+                    return Outcome { output, end: End::NeedMore(consumed) };
+                }
+                state = same;
+                arrived = (arrived + pieces.next().unwrap_or(input.len())).min(input.len());
+            }
+            Step::Reply { state: next, consumed: now, bytes } => {
+                assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
+                state = next;
+                consumed += now;
+                answers += u32::from(!bytes.is_empty());
+                assert!(answers <= MAX_OPTIONS, "more answers than options");
+                check_answer(&bytes);
+                output.extend(bytes);
+            }
+            Step::Ready { consumed: now, bytes, session } => {
+                assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
+                check_session(exports, &session);
+                // EXPORT_NAME has an answer of its own: size, flags, and 124 zeroes unless they are unwanted.
+                if !matches!(bytes.len(), 10 | 134) {
+                    check_answer(&bytes);
+                }
+                output.extend(bytes);
+                return Outcome { output, end: ready(consumed + now, &session) };
+            }
+            Step::Close { bytes, reason } => {
+                check_answer(&bytes);
+                assert!(!reason.to_string().is_empty());
+                output.extend(bytes);
+                return Outcome { output, end: End::Close(reason) };
+            }
+        }
+    }
+}
+
+fn ready(consumed: usize, session: &Negotiated) -> End {
+    let (index, structured, context) = (session.index, session.structured, session.meta_allocation);
+    End::Ready { consumed, index, structured, context }
+}
+
+/// A session has an export that exists, and a metadata context only with structured replies.
+fn check_session(exports: &Exports, session: &Negotiated) {
+    assert!(exports.iter().nth(session.index).is_some_and(|export| Arc::ptr_eq(export, &session.export)));
+    assert!(session.structured || session.meta_allocation.is_none(), "a context without structured replies");
+}
+
+/// An answer is nothing but whole option replies, all of them to one option; the last of them, and no
+/// other, is an acknowledgement or an error; and all together are short.
+fn check_answer(bytes: &[u8]) {
+    assert!(bytes.len() <= LONGEST_ANSWER, "an answer of {} bytes", bytes.len());
+    let mut options = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let mut header = Reader::new(rest);
+        assert_eq!(header.u64(), Some(NBD_REP_MAGIC));
+        options.push(header.u32().expect("an option"));
+        let kind = header.u32().expect("a reply type");
+        let len = header.u32().expect("a length") as usize;
+        rest = rest.get(OPTION_REPLY_HEADER_LEN + len..).expect("so much data");
+        let ends = kind == NBD_REP_ACK || kind & REPLY_IS_ERROR != 0;
+        assert_eq!(ends, rest.is_empty(), "reply type {kind:#x} in the wrong place");
+    }
+    assert!(options.windows(2).all(|pair| pair[0] == pair[1]), "an answer to two options");
+}
