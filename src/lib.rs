@@ -11,7 +11,7 @@
 //! | 2 | [`secret`], [`block`], [`net`] |
 //! | 3 | [`nbd`], [`crypto`] |
 //! | 4 | [`backing`] |
-//! | 5 | [`luks`] |
+//! | 5 | [`luks`], [`sealed`] |
 //! | 6 | [`keys`] |
 //! | 7 | [`volume`] |
 //! | 8 | [`serve`] |
@@ -27,6 +27,7 @@ pub mod keys;
 pub mod luks;
 pub mod nbd;
 pub mod net;
+pub mod sealed;
 pub mod secret;
 pub mod serve;
 pub mod sys;

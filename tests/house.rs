@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// docs/architecture.md, "Rooms".
-const RANKS: [(&str, u32); 16] = [
+const RANKS: [(&str, u32); 17] = [
     ("units", 0),
     ("sys", 0),
     ("error", 1),
@@ -19,6 +19,7 @@ const RANKS: [(&str, u32); 16] = [
     ("crypto", 3),
     ("backing", 4),
     ("luks", 5),
+    ("sealed", 5),
     ("keys", 6),
     ("volume", 7),
     ("serve", 8),
