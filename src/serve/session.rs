@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
 use crate::nbd::wire::REQUEST_HEADER_LEN;
-use crate::nbd::{Admission, Command, Handshake, Negotiated, Request, Step};
+use crate::nbd::{Admission, Command, Handshake, Negotiated, Request, Step, TlsMode};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
@@ -69,7 +69,7 @@ fn negotiate(
     receiver: &mut Receiver,
 ) -> std::io::Result<std::result::Result<Negotiated, Ended>> {
     let began = Instant::now();
-    let (mut state, greeting) = Handshake::new(Arc::clone(&shared.exports));
+    let (mut state, greeting) = Handshake::new(Arc::clone(&shared.exports), TlsMode::Off);
     stream.send_all(&greeting)?;
     let mut at_least = 1;
     loop {
@@ -97,6 +97,8 @@ fn negotiate(
                 stream.set_receive_deadline(None)?;
                 return Ok(Ok(session));
             }
+            // Never without TlsMode::Required.
+            Step::StartTls { .. } => return Ok(Err("this server has no TLS".into())),
             Step::Close { bytes, reason } => {
                 stream.send_all(&bytes)?;
                 return Ok(Err(reason.to_string().into()));
