@@ -15,11 +15,13 @@
 //! | 6 | [`keys`] |
 //! | 7 | [`volume`] |
 //! | 8 | [`serve`] |
+//! | 9 | [`config`] |
 //! | 10 | [`cli`] |
 
 pub mod backing;
 pub mod block;
 pub mod cli;
+pub mod config;
 pub mod crypto;
 pub mod env;
 pub mod error;
