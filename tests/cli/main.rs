@@ -4,6 +4,7 @@
 
 mod arguments;
 mod busy;
+mod config;
 mod damaged_header;
 mod demo;
 mod harness;
@@ -16,5 +17,6 @@ mod overwrite;
 mod pins;
 mod prompt;
 mod ready;
+mod service_manager;
 mod wrong_device;
 mod wrong_key;
