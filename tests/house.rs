@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// docs/architecture.md, "Rooms".
-const RANKS: [(&str, u32); 17] = [
+const RANKS: [(&str, u32); 18] = [
     ("units", 0),
     ("sys", 0),
     ("error", 1),
@@ -17,6 +17,7 @@ const RANKS: [(&str, u32); 17] = [
     ("net", 2),
     ("nbd", 3),
     ("crypto", 3),
+    ("anchor", 4),
     ("backing", 4),
     ("luks", 5),
     ("sealed", 5),
