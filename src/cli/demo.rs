@@ -9,7 +9,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::block::BufferPool;
 use crate::crypto::CostLimits;
 use crate::env::{OsEntropy, Silent};
 use crate::keys;
@@ -50,12 +49,13 @@ pub(super) fn run(_args: &Args) -> Result<()> {
     format(&image, &passphrase)?;
 
     println!("3. Served over NBD\n     {}", socket.display());
-    let pool = BufferPool::new(8 << 20);
+    let limits = Limits::default();
+    let pool = limits.pool();
     let volume = Located::at(&place(&image), &open_options())?.unlock(&passphrase, pool.clone())?;
     let address = Address::Unix(socket);
     let listener = Listener::bind(&address)?;
     let service = Service { export: export("", &volume)?, disk: volume.disk.clone() };
-    let server = Server::new(vec![service], false, pool, Limits::default())?;
+    let server = Server::new(vec![service], false, pool, limits)?;
     let stopper = server.stopper();
     let seen = std::thread::scope(|scope| {
         let running = scope.spawn(|| server.run(vec![listener]));

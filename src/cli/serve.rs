@@ -7,20 +7,17 @@ use anyhow::Result;
 use clap::ValueEnum;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::block::BufferPool;
 use crate::error::{Error, ErrorKind};
 use crate::nbd::Export;
 use crate::net::{Address, Listener};
 use crate::serve::{Limits, Server, Service, Stopper};
+use crate::units::ByteCount;
 use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
 
 use super::attach::{Attachment, default_socket};
 use super::format::TypeArg;
 use super::place::{LimitArgs, PlaceArgs};
 use super::prompt::KeyArgs;
-
-/// Freed buffers that the server keeps for reuse, in bytes.
-const KEEP_BUFFERS: usize = 64 << 20;
 
 /// Unlock a volume and serve it over NBD
 #[derive(clap::Args)]
@@ -72,6 +69,10 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = DiscardArg::Ignore)]
     discard: DiscardArg,
 
+    /// Memory that all clients together can make the server take
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    max_memory: ByteCount,
+
     /// Print one line of JSON on stdout when ready, instead of the recipes
     #[arg(long)]
     json: bool,
@@ -94,6 +95,9 @@ fn parse_export_name(text: &str) -> Result<String, String> {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let address = address(args)?;
+    let memory = args.max_memory.to_usize().unwrap_or(usize::MAX);
+    let limits = Limits { memory, ..Limits::default() };
+    limits.check(false)?;
     let options = OpenOptions {
         read_only: args.read_only,
         discard: match args.discard {
@@ -109,13 +113,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
     // Bound before the passphrase is asked for: a taken socket should not cost a key derivation.
     let listener = Listener::bind(&address)?;
     let passphrase = args.key.existing(&args.place.name())?;
-    let pool = BufferPool::new(KEEP_BUFFERS);
+    let pool = limits.pool();
     let volume = located.unlock(&passphrase, pool.clone())?;
     drop(passphrase);
 
     let export = export(&args.name, &volume)?;
     let service = Service { export, disk: volume.disk.clone() };
-    let server = Server::new(vec![service], false, pool, Limits::default())?;
+    let server = Server::new(vec![service], false, pool, limits)?;
     hear_signals(server.stopper())?;
     announce(args, listener.address(), &volume)?;
     server.run(vec![listener])?;

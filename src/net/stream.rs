@@ -85,6 +85,22 @@ impl Stream {
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
     }
 
+    /// Limits how long a send waits for room (`None`: for ever). After it a send that has moved nothing
+    /// fails with [`io::ErrorKind::WouldBlock`].
+    pub fn set_send_deadline(&self, limit: Option<std::time::Duration>) -> io::Result<()> {
+        Ok(sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Send, limit)?)
+    }
+
+    /// Has the system ask the other end of a silent TCP connection whether it is still there: after
+    /// `idle`, and then four times within as long again. Nothing happens on a Unix socket, whose other
+    /// end cannot vanish unnoticed.
+    pub fn keep_alive(&self, idle: std::time::Duration) {
+        let _ = sockopt::set_tcp_keepidle(&self.fd, idle)
+            .and_then(|()| sockopt::set_tcp_keepintvl(&self.fd, idle / 4))
+            .and_then(|()| sockopt::set_tcp_keepcnt(&self.fd, 4))
+            .and_then(|()| sockopt::set_socket_keepalive(&self.fd, true));
+    }
+
     /// Limits how long a receive waits (`None`: for ever).
     pub fn set_receive_deadline(&self, limit: Option<std::time::Duration>) -> io::Result<()> {
         Ok(sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, limit)?)

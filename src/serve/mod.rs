@@ -9,13 +9,18 @@
 //!                                                       +-> workers -> execute ----+
 //! ```
 
+mod budget;
 mod credits;
 mod execute;
+mod limits;
 mod outbox;
+mod pace;
 mod placement;
 mod receiver;
+mod registry;
 mod server;
 mod session;
 mod workers;
 
-pub use server::{Limits, Server, Service, Stopper};
+pub use limits::Limits;
+pub use server::{Server, Service, Stopper};
