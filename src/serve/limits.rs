@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::block::BufferPool;
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::Command;
+use crate::nbd::{Command, Export};
 use crate::units::ByteCount;
 
 use super::execute::MAX_EXTENTS;
@@ -67,7 +67,7 @@ impl Default for Limits {
 /// An attached connection's buffers without its requests': 144 KiB to receive into, and queues.
 const CONNECTION: usize = 256 << 10;
 /// What TLS adds to it: records on their way in and out.
-const CONNECTION_TLS: usize = 768 << 10;
+const CONNECTION_TLS: usize = 1 << 20;
 /// A connection's buffers during the handshake, and what TLS adds to those.
 const HANDSHAKE: usize = 48 << 10;
 const HANDSHAKE_TLS: usize = 208 << 10;
@@ -99,12 +99,12 @@ impl Limits {
         BufferPool::new(self.kept())
     }
 
-    /// Whether a server can run within these limits, before anything else is done for it.
+    /// Whether a server of a few exports can run within these limits, before anything is done for it.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when the memory does not suffice for every connection and one request.
     pub fn check(&self, tls: bool) -> Result<()> {
-        self.shares(tls).map(drop)
+        self.shares(tls, 0).map(drop)
     }
 
     /// How much is kept of freed buffers.
@@ -112,18 +112,24 @@ impl Limits {
         (self.memory / 4).min(KEEP)
     }
 
-    /// Divides the memory.
+    /// What an export adds to the memory of a handshake: its place in the list of those that the client
+    /// may have, and in the reply that tells their names.
+    pub(super) fn listing(export: &Export) -> usize {
+        64 + export.name().len() + export.description().len()
+    }
+
+    /// Divides the memory. `listing`: the sum of [`Self::listing`] of all exports.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when it does not suffice for every connection and one request.
-    pub(super) fn shares(&self, tls: bool) -> Result<Shares> {
-        let (connection, handshake) = match tls {
+    pub(super) fn shares(&self, tls: bool, listing: usize) -> Result<Shares> {
+        let (connection, shaking) = match tls {
             true => (CONNECTION + CONNECTION_TLS, HANDSHAKE + HANDSHAKE_TLS),
             false => (CONNECTION, HANDSHAKE),
         };
         let fixed = SERVER
             .saturating_add(self.connections.saturating_mul(connection))
-            .saturating_add(self.handshakes.saturating_mul(handshake));
+            .saturating_add(self.handshakes.saturating_mul(shaking.saturating_add(2 * listing)));
         let needed = fixed.saturating_add(largest());
         let left = self.memory.saturating_sub(self.kept());
         let Some(spare) = left.checked_sub(needed) else {
@@ -185,7 +191,7 @@ mod tests {
         for memory in [92 << 20, 128 << 20, 256 << 20, 4 << 30] {
             for tls in [false, true] {
                 let limits = Limits { memory, ..Limits::default() };
-                let Ok(shares) = limits.shares(tls) else {
+                let Ok(shares) = limits.shares(tls, 0) else {
                     assert!(memory < 256 << 20, "{memory}");
                     continue;
                 };
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn by_default_a_connection_has_a_mebibyte_of_its_own() {
-        let shares = Limits::default().shares(false).unwrap();
+        let shares = Limits::default().shares(false, 0).unwrap();
         let read = Command::Read { offset: ByteOffset(0), len: ByteCount(1 << 20), df: false };
         assert_eq!(shares.private, PRIVATE);
         assert!(cost(&read) <= PRIVATE);
@@ -209,12 +215,12 @@ mod tests {
     #[test]
     fn too_little_memory_is_refused_and_the_hint_says_how_much_suffices() {
         let limits = Limits { memory: 10 << 20, ..Limits::default() };
-        let error = limits.shares(false).unwrap_err();
+        let error = limits.shares(false, 0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         let mut words = error.hint_text().unwrap().split(' ');
         let least: usize = words.find_map(|word| word.parse().ok()).unwrap();
-        assert!(Limits { memory: least << 20, ..limits }.shares(false).is_ok(), "{least}");
-        assert!(Limits { connections: usize::MAX, ..limits }.shares(true).is_err());
+        assert!(Limits { memory: least << 20, ..limits }.shares(false, 0).is_ok(), "{least}");
+        assert!(Limits { connections: usize::MAX, ..limits }.shares(true, 0).is_err());
     }
 
     #[test]

@@ -9,10 +9,12 @@
 //!                                                       +-> workers -> execute ----+
 //! ```
 
+mod access;
 mod budget;
 mod credits;
 mod execute;
 mod limits;
+mod negotiate;
 mod outbox;
 mod pace;
 mod placement;
@@ -22,5 +24,6 @@ mod server;
 mod session;
 mod workers;
 
+pub use access::{Access, ClientRule, group};
 pub use limits::Limits;
-pub use server::{Server, Service, Stopper};
+pub use server::{Front, Offer, Options, Server, Service, Stopper};

@@ -68,6 +68,8 @@ struct State {
     spare: VecDeque<Reply>,
     /// How much of the queue's first reply has left.
     sent: usize,
+    /// A sender gave up waiting while the stream held back something that it had taken.
+    held_back: bool,
     role: Role,
     writer: Option<std::thread::JoinHandle<()>>,
     /// The socket failed or the session ends: nothing is queued any more.
@@ -151,7 +153,8 @@ impl Outbox {
         loop {
             std::mem::swap(&mut batch, &mut state.queue);
             let mut sent = std::mem::take(&mut state.sent);
-            if batch.is_empty() {
+            // The writer thread may have been left with nothing but what the stream itself holds back.
+            if batch.is_empty() && !std::mem::take(&mut state.held_back) {
                 state.spare = batch;
                 state.role = Role::Nobody;
                 return Ok(());
@@ -163,7 +166,7 @@ impl Outbox {
                 let would_block = error.kind() == io::ErrorKind::WouldBlock;
                 if would_block && patience == Patience::Now && !state.closed {
                     batch.append(&mut state.queue);
-                    (state.queue, state.sent) = (batch, sent);
+                    (state.queue, state.sent, state.held_back) = (batch, sent, true);
                 } else {
                     state.overdue = would_block || error.kind() == io::ErrorKind::TimedOut;
                     state.closed = true;
@@ -212,7 +215,7 @@ impl Outbox {
                 pace.get_or_insert_with(|| Pace::new(self.limit)).moved(sent_now)?;
             }
         }
-        Ok(())
+        self.stream.flush(patience)
     }
 
     /// Hands the sender's role to the writer thread, starting it if there is none yet.

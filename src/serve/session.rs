@@ -9,17 +9,18 @@ use std::time::Instant;
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
 use crate::nbd::wire::REQUEST_HEADER_LEN;
-use crate::nbd::{Admission, Command, Handshake, Negotiated, Request, Step};
+use crate::nbd::{Admission, Command, Negotiated, Request};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
 use super::execute::execute;
 use super::limits::{REFUSED, cost};
+use super::negotiate::{Ended, negotiate};
 use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
 use super::registry::Place;
-use super::server::Shared;
+use super::server::{Offer, Shared};
 
 /// Replies gather while more requests are at hand, up to so many of them ...
 const GATHER: usize = 32;
@@ -28,9 +29,9 @@ const GATHER: usize = 32;
 const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
-pub(super) fn run(shared: &Arc<Shared>, stream: &Arc<Stream>, place: &Place) {
+pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) {
     let peer = stream.peer().to_owned();
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, stream, place)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream, place)));
     stream.hang_up();
     match outcome {
         Ok(Ok(ended)) => tracing::info!(peer, "connection ended: {ended}"),
@@ -39,14 +40,11 @@ pub(super) fn run(shared: &Arc<Shared>, stream: &Arc<Stream>, place: &Place) {
     }
 }
 
-/// Why a connection ended, for the log.
-type Ended = std::borrow::Cow<'static, str>;
-
-fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>, place: &Place) -> std::io::Result<Ended> {
+fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) -> std::io::Result<Ended> {
     let limits = &shared.limits;
     let mut receiver = Receiver::new(Arc::clone(stream));
     stream.set_send_deadline(Some(limits.handshake))?;
-    let negotiated = match negotiate(shared, stream, place, &mut receiver) {
+    let negotiated = match negotiate(shared, offer, stream, place, &mut receiver) {
         _ if place.is_ousted() => return Ok("the handshake made room for a newer one".into()),
         Ok(Ok(negotiated)) => negotiated,
         Ok(Err(ended)) => return Ok(ended),
@@ -56,7 +54,7 @@ fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>, place: &Place) -> std::io::
     stream.set_send_deadline(Some(limits.reply))?;
     receiver.attached();
     let service = &shared.services[negotiated.index];
-    tracing::info!(peer = stream.peer(), export = service.export.name(), "client attached");
+    tracing::info!(peer = stream.peer(), export = service.export.name(), client = %stream.identity(), "client attached");
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
@@ -73,52 +71,6 @@ fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>, place: &Place) -> std::io::
             Ok("a request did not arrive whole".into())
         }
         result => result,
-    }
-}
-
-/// Runs the handshake. The inner error is why there is nothing to serve.
-fn negotiate(
-    shared: &Shared,
-    stream: &Stream,
-    place: &Place,
-    receiver: &mut Receiver,
-) -> std::io::Result<std::result::Result<Negotiated, Ended>> {
-    let began = Instant::now();
-    let (mut state, greeting) = Handshake::new(Arc::clone(&shared.exports));
-    stream.send_all(&greeting)?;
-    let mut at_least = 1;
-    loop {
-        let left = shared.limits.handshake.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return Ok(Err("the handshake took too long".into()));
-        }
-        stream.set_receive_deadline(Some(left))?;
-        match receiver.fill(at_least) {
-            Ok(true) => {}
-            Ok(false) => return Ok(Err("the client left during the handshake".into())),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        }
-        match state.step(receiver.buffered()) {
-            Step::NeedMore { state: next, at_least: wanted } => (state, at_least) = (next, wanted),
-            Step::Reply { state: next, consumed, bytes } => {
-                receiver.consume(consumed);
-                stream.send_all(&bytes)?;
-                (state, at_least) = (next, 1);
-            }
-            Step::Ready { consumed, bytes, session } => {
-                if !place.attach() {
-                    return Ok(Err("no more clients can attach".into()));
-                }
-                receiver.consume(consumed);
-                stream.send_all(&bytes)?;
-                return Ok(Ok(session));
-            }
-            Step::Close { bytes, reason } => {
-                stream.send_all(&bytes)?;
-                return Ok(Err(reason.to_string().into()));
-            }
-        }
     }
 }
 

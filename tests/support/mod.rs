@@ -16,7 +16,7 @@ use hostveil::block::{
 use hostveil::error::{Error, ErrorKind, Result};
 use hostveil::nbd::Export;
 use hostveil::net::{Address, Listener};
-use hostveil::serve::{Limits, Server, Service, Stopper};
+use hostveil::serve::{Access, Front, Limits, Offer, Options, Server, Service, Stopper};
 use hostveil::units::{BlockSize, ByteCount};
 
 pub(crate) const SIZE: u64 = 1 << 30;
@@ -121,11 +121,13 @@ impl Running {
         let blocks = Disk::new(NullDevice(Arc::clone(&null)));
         let disk = Disk::new(ByteGranular::new(blocks, pool.clone()));
         let export = Export::new("disk", "", disk.geometry(), disk.capabilities()).unwrap();
-        let server = Server::new(vec![Service { export, disk }], false, pool, limits).unwrap();
+        let service = Service { export, disk, access: Access::default() };
+        let server = Server::new(vec![service], pool, Options { limits, ..Options::default() }).unwrap();
         let stopper = server.stopper();
-        let listener = Listener::bind(address).unwrap();
+        let listener = Listener::bind(address, None).unwrap();
         let address = listener.address().clone();
-        let thread = Some(std::thread::spawn(move || server.run(vec![listener])));
+        let thread =
+            Some(std::thread::spawn(move || server.run(vec![Front { listener, offer: Offer::all() }])));
         Self { disk: null, address, stopper, thread, _dir: dir }
     }
 
