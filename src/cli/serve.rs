@@ -29,6 +29,7 @@ use super::serving;
     hostveil serve --config /etc/hostveil.toml\n\n\
     Stop it with Ctrl-C or SIGTERM: requests in flight finish and everything is flushed.\n\
     docs/cli.md describes the configuration file.")]
+#[expect(clippy::struct_excessive_bools, reason = "they are a command's flags")]
 pub(super) struct Args {
     /// The volume's file or block device
     #[arg(required_unless_present = "config")]

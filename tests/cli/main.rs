@@ -4,6 +4,7 @@
 
 mod arguments;
 mod busy;
+mod config;
 mod damaged_header;
 mod demo;
 mod harness;
@@ -17,5 +18,6 @@ mod overwrite;
 mod pins;
 mod prompt;
 mod ready;
+mod service_manager;
 mod wrong_device;
 mod wrong_key;
