@@ -22,7 +22,7 @@ const PER_4_KIB: Duration = Duration::from_micros(4);
 const ONE: u32 = 1 << 10;
 
 /// From this size on, in bytes, a request is worth two wake-ups.
-const LARGE: u64 = 128 << 10;
+const LARGE: u64 = 64 << 10;
 
 /// A running measure of one connection's disk.
 #[derive(Default)]
