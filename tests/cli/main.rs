@@ -13,6 +13,7 @@ mod inspect;
 mod interrupt;
 mod key_files;
 mod keys;
+mod limits;
 mod overwrite;
 mod pins;
 mod prompt;
