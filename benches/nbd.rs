@@ -12,8 +12,7 @@ use hostveil::nbd::{Export, Exports, Handshake, Negotiated, Step, TlsMode};
 use hostveil::units::{BlockSize, ByteCount, ByteOffset};
 
 /// What a client sends: its flags, `STRUCTURED_REPLY`, and GO for the default export.
-const HELLO: &[u8] =
-    b"\0\0\0\x03IHAVEOPT\0\0\0\x08\0\0\0\0IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
+const HELLO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x08\0\0\0\0IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
 
 fn exports() -> Option<Arc<Exports>> {
     let size = ByteCount(1 << 40);

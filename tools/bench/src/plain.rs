@@ -17,8 +17,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::interrupt;
 
-/// What a server keeps for requests, as `hostveil serve` does.
-const POOL: usize = 64 << 20;
 /// Zeroes are written in pieces of this size.
 const PIECE: u64 = 1 << 20;
 
@@ -30,14 +28,15 @@ pub(crate) struct Args {
 
 /// Serves until a signal comes.
 pub(crate) fn serve(args: &Args) -> Result<()> {
-    let pool = BufferPool::new(POOL);
+    let options = Options::default();
+    let pool = options.limits.pool();
     let backing = FileBacking::open(&args.disk, Access::ReadWrite)?;
     let size = backing.len()?;
     let disk = Disk::new(Plain { backing, size, pool: pool.clone() });
     let export = Export::new("", "not encrypted", disk.geometry(), disk.capabilities())?;
     let service = Service { export, disk, access: serve::Access::default() };
     let listener = Listener::bind(&Address::Unix(args.socket.clone()), None)?;
-    let server = Server::new(vec![service], pool, Options::default())?;
+    let server = Server::new(vec![service], pool, options)?;
     let stopper = server.stopper();
     std::thread::spawn(move || {
         if let Some(signal) = interrupt::descriptor() {
