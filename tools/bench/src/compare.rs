@@ -1,5 +1,6 @@
 //! `hostveil-bench compare`: two runs side by side, and which differences are more than noise.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use hostveil::error::Result;
@@ -174,7 +175,10 @@ impl Comparison {
 
 impl Report {
     fn text(&self) -> String {
-        let mut text: String = self.warnings.iter().map(|line| format!("warning: {line}\n")).collect();
+        let mut text = String::new();
+        for line in &self.warnings {
+            let _ = writeln!(text, "warning: {line}");
+        }
         let mut tables: Vec<Table> = Vec::new();
         for comparison in &self.comparisons {
             let title = &comparison.a.table;
@@ -189,10 +193,12 @@ impl Report {
             }
         }
         for table in tables {
-            text += &format!("{}\n", table.text());
+            let _ = writeln!(text, "{}", table.text());
         }
         for (name, only) in [("A", &self.only_a), ("B", &self.only_b)] {
-            text += &only.iter().map(|path| format!("only in {name}: {path}\n")).collect::<String>();
+            for path in only {
+                let _ = writeln!(text, "only in {name}: {path}");
+            }
         }
         text
     }

@@ -14,12 +14,13 @@ use crate::outcome::Outcome;
 use crate::progress::Progress;
 use crate::run::{self, Finish};
 use crate::timing::{Timing, plural, thread_count, threads_or_default};
-use crate::work::{self, Work, WorkKind, block_size};
+use crate::work::{self, STEPS_PER_BLOCK, Work, WorkKind, block_size};
 
 const HELP: &str = "\
 In each round, the same iterations are done three times: on one thread alone, on each of N threads that
 are started together, and, N times over, on a rayon pool of N threads. The time of a run is the time at
-which all of it has finished. Every run must come to the same checksum.
+which all of it has finished. Every run must come to the same checksum. Calibrated together, float and
+mixed do the same number of floating-point steps.
 
 Examples:
   hostveil-bench loop --work float,mixed
@@ -108,6 +109,9 @@ pub(crate) fn measure(args: &Args, progress: &Progress) -> Result<Outcome> {
         };
         jobs.push(Job { kind: *kind, work, iterations, rounds: Vec::new() });
     }
+    if args.iterations.is_none() {
+        do_the_same_steps(&mut jobs);
+    }
     for number in 1..=args.timing.rounds {
         progress.begin(format!("loop: round {number} of {}", args.timing.rounds))?;
         // Whoever was first is last in the next round.
@@ -120,6 +124,23 @@ pub(crate) fn measure(args: &Args, progress: &Progress) -> Result<Outcome> {
     }
     jobs.sort_by_key(|job| args.work.iter().position(|kind| *kind == job.kind));
     Ok(outcome(args, threads, &jobs))
+}
+
+/// Where floating point is done alone and with encryption, both do the same number of steps, so that the
+/// times at which they have finished can be compared.
+fn do_the_same_steps(jobs: &mut [Job]) {
+    let float = jobs.iter().find(|job| job.kind == WorkKind::Float).map(|job| job.iterations);
+    let Some(blocks) = float.map(|steps| (steps / STEPS_PER_BLOCK).max(1)) else { return };
+    if !jobs.iter().any(|job| job.kind == WorkKind::Mixed) {
+        return;
+    }
+    for job in jobs {
+        match job.kind {
+            WorkKind::Float => job.iterations = blocks * STEPS_PER_BLOCK,
+            WorkKind::Mixed => job.iterations = blocks,
+            _ => {}
+        }
+    }
 }
 
 impl Job {
@@ -283,6 +304,14 @@ mod tests {
         };
         assert_eq!(rate(WorkKind::Float) * 4096.0, rate(WorkKind::Mixed));
         assert!(!job(WorkKind::Float, 5, [5, 5], 10).figures(TWO).iter().any(|f| f.unit == "GiB/s"));
+    }
+
+    #[test]
+    fn float_and_mixed_do_the_same_steps() {
+        let mut jobs = [WorkKind::Mixed, WorkKind::Xts, WorkKind::Float].map(|kind| job(kind, 0, [0; 2], 0));
+        jobs[2].iterations = 10_000;
+        do_the_same_steps(&mut jobs);
+        assert_eq!(jobs.map(|job| job.iterations), [2, 262_144, 8192]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! [`Document`] and [`Outcome`]: what a run found, the same for every benchmark. The field names are the
 //! JSON interface.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
 
@@ -125,14 +126,16 @@ impl Outcome {
     fn text(&self) -> String {
         let mut text = format!("\n{}\n", self.command);
         for line in self.notes.iter().chain(&self.programs) {
-            text += &format!("{line}\n");
+            let _ = writeln!(text, "{line}");
         }
         for table in table::of_figures(&self.figures) {
-            text += &format!("\n{}", table.text());
+            let _ = write!(text, "\n{}", table.text());
         }
-        let missing = self.missing.iter().map(|line| format!("left out: {line}\n"));
-        let problems = self.problems.iter().map(|line| format!("failed: {line}\n"));
-        text += &missing.chain(problems).collect::<String>();
+        for (word, lines) in [("left out", &self.missing), ("failed", &self.problems)] {
+            for line in lines {
+                let _ = writeln!(text, "{word}: {line}");
+            }
+        }
         if !self.results_agree {
             text += "THE RESULTS WERE NOT WHAT THEY SHOULD BE: this machine is not to be trusted\n";
         }

@@ -112,7 +112,7 @@ impl Args {
 
     fn command(&self, names: &[&str], threads: NonZeroUsize) -> String {
         let io = format!("{:?}", self.io).to_lowercase();
-        let given: String = self.given.iter().map(|spec| format!(" {}", spec.text())).collect();
+        let given: String = self.given.iter().flat_map(|spec| [" ".to_owned(), spec.text()]).collect();
         format!(
             "hostveil-bench overhead {} --io {io} --rate {} --request {} --threads {threads} --rounds {} --seconds {}{}{given}",
             self.servers.options(names),
@@ -157,7 +157,7 @@ pub(crate) fn measure(args: &Args, progress: &Progress) -> Result<Outcome> {
         progress.begin(format!("overhead: filling the disk of {}", kind.name))?;
         match Server::start(kind, &hostveil, args.servers.size, &place) {
             Ok(server) => {
-                subjects.push(Subject { plan: args.plan(&server, true), server, rounds: Vec::new() })
+                subjects.push(Subject { plan: args.plan(&server, true), server, rounds: Vec::new() });
             }
             Err(error) => problems.push(problem(kind.name, error)?),
         }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::cipher::{self, Cipher, fold};
 
 /// Floating-point steps between two blocks of mixed work: about a tenth of it is then encryption.
-const STEPS_PER_BLOCK: u64 = 4096;
+pub(crate) const STEPS_PER_BLOCK: u64 = 4096;
 
 /// The kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

@@ -113,7 +113,7 @@ fn of_scaling(outcome: &Outcome, cpus: usize) -> Vec<Chart> {
             values: rows.iter().map(|row| Some(Value::exactly(ideal(count(row))))).collect(),
             reference: true,
         });
-        let labels = rows.iter().map(|row| row.trim_end_matches("s").trim_end_matches(" thread").to_owned());
+        let labels = rows.iter().map(|row| row.trim_end_matches('s').trim_end_matches(" thread").to_owned());
         let labels = labels.collect();
         Chart {
             title: title.to_owned(),

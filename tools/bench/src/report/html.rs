@@ -75,7 +75,7 @@ fn header(page: &mut String, document: &Document) {
     );
     if !document.optimised {
         *page += "<p class=\"warning\">This hostveil-bench was not optimised: its figures mean little. \
-                  Build it with --release.</p>\n";
+                  Build it with <span class=\"nowrap\">--release</span>.</p>\n";
     }
     if document.results.iter().any(|outcome| !outcome.results_agree) {
         *page += "<p class=\"warning\">Some results were not what they should be: nothing here is to be \

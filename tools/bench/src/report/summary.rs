@@ -44,24 +44,26 @@ fn cost_of_encryption(outcome: &Outcome) -> Option<Headline> {
     let plain = find(outcome, "loop, float", "computed", is_threads)?;
     let mixed = find(outcome, "loop, mixed", "computed", is_threads)?;
     let longer = |plain: f64, mixed: f64| (plain / mixed - 1.0) * 100.0;
-    let text =
-        format!("the same floating point with a 4 KiB block encrypted every 4096 steps, on {}", plain.row);
+    let text = format!(
+        "time for the same floating point with a 4 KiB block encrypted every 4096 steps, on {}",
+        plain.row
+    );
     let (median, range) = (
         longer(plain.median, mixed.median),
         [longer(plain.least, mixed.most), longer(plain.most, mixed.least)],
     );
-    Some(percentage(median, range, plain.rounds.len(), &format!("longer for {text}")))
+    Some(percentage(median, range, plain.rounds.len(), &text))
 }
 
 /// Says that there is no difference where the range has both signs.
 fn percentage(median: f64, [least, most]: [f64; 2], rounds: usize, text: &str) -> Headline {
     let range = format!("[{}–{} %]", number(least), number(most));
     if least <= 0.0 && most >= 0.0 {
-        let text = format!("beyond the noise: {text} {range}");
+        let text = format!("beyond the noise in the {text} {range}");
         return Headline { value: "no difference".to_owned(), text };
     }
     let doubt = if rounds < FEWEST_ROUNDS { "; too few rounds to tell it from noise" } else { "" };
-    Headline { value: format!("{} %", number(median)), text: format!("{text} {range}{doubt}") }
+    Headline { value: format!("{} %", number(median)), text: format!("more {text} {range}{doubt}") }
 }
 
 fn throughput(outcome: &Outcome) -> Option<Headline> {
@@ -76,9 +78,9 @@ fn overhead(outcome: &Outcome) -> Vec<Option<Headline>> {
     let of = |server: &str, text: &str| {
         let figure = find(outcome, "overhead", "slower than alone", |row| row == server)?;
         let load = figure.table.trim_start_matches("overhead, ");
-        let text = format!("while {load} goes through {text}");
+        let text = format!("time to compute while {load} goes through {text}");
         let range = [figure.least, figure.most];
-        Some(percentage(figure.median, range, figure.rounds.len(), &format!("slower computing {text}")))
+        Some(percentage(figure.median, range, figure.rounds.len(), &text))
     };
     vec![of("hostveil-luks", "hostveil's encryption"), of("plain", "the same server without encryption")]
 }

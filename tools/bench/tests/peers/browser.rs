@@ -80,7 +80,7 @@ fn the_charts_and_figures_are_there_in_light_and_dark_wide_and_narrow() {
     let probed = place.path("probed.html");
     std::fs::write(&probed, html.replace("</body>", &format!("{PROBE}</body>"))).unwrap();
     let mut backgrounds = Vec::new();
-    for (width, dark) in [(1400, false), (1400, true), (500, false), (500, true)] {
+    for (width, dark) in [(1400, false), (1400, true), (400, false), (400, true)] {
         let seen = seen(&place, &probed, width, dark);
         assert_eq!(seen["overflow"], false, "{width} pixels: the page is wider than the window");
         let charts = seen["charts"].as_array().unwrap();
