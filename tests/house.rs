@@ -17,6 +17,7 @@ const RANKS: &[(&str, u32)] = &[
     ("net", 2),
     ("nbd", 3),
     ("crypto", 3),
+    ("anchor", 4),
     ("backing", 4),
     ("luks", 5),
     ("sealed", 5),
