@@ -40,20 +40,20 @@ pub(crate) const KINDS: &[Kind] = &[
         about: "hostveil's own server without any encryption (hostveil-bench plain)",
         program: Program::This,
         prepare: sparse_file,
-        serve: |s| s.command(&s.this, &["plain".as_ref(), s.socket.as_ref(), s.disk.as_ref()]),
+        serve: plain_serve,
     },
     Kind {
         name: "hostveil-luks",
         about: "hostveil serving a LUKS2 volume with sectors of 4096 bytes",
         program: Program::Hostveil,
-        prepare: |s| s.format(&["--type", "luks", "--sector-size", "4096", "--pbkdf", "pbkdf2"]),
+        prepare: |s| Ok(vec![s.format(&["--type", "luks", "--sector-size", "4096", "--pbkdf", "pbkdf2"])]),
         serve: hostveil_serve,
     },
     Kind {
         name: "hostveil-luks-512",
         about: "hostveil serving a LUKS2 volume with sectors of 512 bytes",
         program: Program::Hostveil,
-        prepare: |s| s.format(&["--type", "luks", "--sector-size", "512", "--pbkdf", "pbkdf2"]),
+        prepare: |s| Ok(vec![s.format(&["--type", "luks", "--sector-size", "512", "--pbkdf", "pbkdf2"])]),
         serve: hostveil_serve,
     },
     Kind {
@@ -167,17 +167,11 @@ impl Setup {
         })
     }
 
-    fn command(&self, program: &Path, arguments: &[&OsStr]) -> Command {
-        let mut command = Command::new(program);
-        command.args(arguments);
-        command
-    }
-
-    fn format(&self, options: &[&str]) -> Result<Vec<Command>> {
+    fn format(&self, options: &[&str]) -> Command {
         let mut command = Command::new(&self.hostveil);
         command.arg("format").args(options).args(["--size", &self.size.0.to_string(), "--key-file"]);
         command.arg(&self.key).arg(&self.disk);
-        Ok(vec![command])
+        command
     }
 
     fn secret(&self) -> String {
@@ -208,6 +202,12 @@ pub(crate) fn hostveil_serve(setup: &Setup) -> Command {
         command.arg("--read-only");
     }
     command.arg(&setup.disk);
+    command
+}
+
+fn plain_serve(setup: &Setup) -> Command {
+    let mut command = Command::new(&setup.this);
+    command.arg("plain").arg(&setup.socket).arg(&setup.disk);
     command
 }
 

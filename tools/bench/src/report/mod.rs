@@ -34,6 +34,7 @@ const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = HELP)]
+#[allow(clippy::struct_excessive_bools)] // each is a flag
 pub(crate) struct Args {
     /// The directory for the report
     #[arg(short, long, value_name = "DIR")]
