@@ -1,18 +1,23 @@
 //! The NBD handshake: a client says anything, in any pieces. Checked is what `nbd::Handshake` promises:
 //! every step makes progress or ends, nobody has to hold more than `MAX_BUFFERED` bytes, nothing grows
-//! with what a client sends, replies are whole, and none of it depends on how the bytes arrive.
+//! with what a client sends, replies are whole, and none of it depends on how the bytes arrive; and where
+//! TLS is demanded, that nothing but the demand is told before it has begun, and that then everything
+//! begins anew.
 //!
-//! Input: a byte of settings (bit 0: exports are listed; bit 1: the server is stopping), a byte that
-//! seeds the lengths of the pieces, and the client's bytes.
+//! Input: a byte of settings (bit 0: exports are listed; bit 1: the server is stopping; bit 2: it demands
+//! TLS; bit 3: of the exports only the default one is visible after TLS), a byte that seeds the lengths of
+//! the pieces, and the client's bytes.
 
 use std::sync::Arc;
 
 use hostveil::block::{Capabilities, Discard, Geometry};
 use hostveil::nbd::wire::{
-    NBD_OPTS_MAGIC, NBD_REP_ACK, NBD_REP_MAGIC, OPTION_HEADER_LEN, OPTION_REPLY_HEADER_LEN, Reader,
+    NBD_OPT_ABORT, NBD_OPT_STARTTLS, NBD_OPTS_MAGIC, NBD_REP_ACK, NBD_REP_ERR_TLS_REQD, NBD_REP_MAGIC,
+    OPTION_HEADER_LEN, OPTION_REPLY_HEADER_LEN, Reader,
 };
 use hostveil::nbd::{
     CloseReason, Export, Exports, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated, Step,
+    TlsMode,
 };
 use hostveil::units::{BlockSize, ByteCount};
 
@@ -20,6 +25,8 @@ use super::input::Input;
 
 const LISTING: u8 = 1 << 0;
 const STOPPING: u8 = 1 << 1;
+const TLS: u8 = 1 << 2;
+const DEFAULT_ALONE: u8 = 1 << 3;
 const CLIENT_FLAGS_LEN: usize = 4;
 /// No answer about two small exports needs more, however long the question.
 const LONGEST_ANSWER: usize = 1024;
@@ -33,14 +40,15 @@ pub fn nbd_handshake(data: &[u8]) {
     let mut input = Input::new(data);
     let (settings, seed) = (input.byte(), input.byte());
     let stream = input.rest();
-    let mut exports = exports();
-    exports.listing = settings & LISTING != 0;
-    let exports = Arc::new(exports);
-    let stopping = settings & STOPPING != 0;
-    let whole = run(&exports, stopping, stream, std::iter::once(stream.len()));
-    let cut = run(&exports, stopping, stream, pieces(seed));
-    assert_eq!(whole, cut, "output depends on how input is cut");
-    check_consumed(&stream[..whole.end.consumed()]);
+    let whole = Run::new(settings).run(stream, std::iter::once(stream.len()));
+    let cut = Run::new(settings).run(stream, pieces(seed));
+    // What has arrived behind STARTTLS ends the connection, and so that one option depends on the pieces.
+    if settings & TLS == 0 {
+        assert_eq!(whole, cut, "output depends on how input is cut");
+    }
+    for outcome in [whole, cut] {
+        check_consumed(&stream[..outcome.end.consumed()]);
+    }
 }
 
 /// A writable export and a read-only default one.
@@ -109,56 +117,111 @@ fn check_consumed(stream: &[u8]) {
     assert!(options <= MAX_OPTIONS, "{options} options");
 }
 
-/// Runs one handshake; `pieces` are the lengths in which `input` arrives, the last of them for good.
-fn run(
-    exports: &Arc<Exports>,
+/// One handshake.
+struct Run {
+    /// What the client may see: nothing, until TLS has begun where it must.
+    exports: Arc<Exports>,
+    /// What it may see after TLS.
+    secured: Arc<Exports>,
+    /// Whether nothing may be told yet.
+    tls_awaited: bool,
     stopping: bool,
-    input: &[u8],
-    mut pieces: impl Iterator<Item = usize>,
-) -> Outcome {
-    let (mut state, greeting) = Handshake::new(Arc::clone(exports));
-    if stopping {
-        state = state.shutting_down();
+    answers: u32,
+}
+
+impl Run {
+    fn new(settings: u8) -> Self {
+        let mut exports = exports();
+        exports.listing = settings & LISTING != 0;
+        let alone = settings & DEFAULT_ALONE != 0;
+        let secured = exports.visible(|_, export| export.name().is_empty() || !alone);
+        let (exports, secured) = (Arc::new(exports), Arc::new(secured));
+        let (tls_awaited, stopping) = (settings & TLS != 0, settings & STOPPING != 0);
+        Self { exports, secured, tls_awaited, stopping, answers: 0 }
     }
-    let (mut output, mut consumed, mut arrived, mut answers) = (greeting.to_vec(), 0, 0, 0);
-    loop {
-        let buffered = &input[consumed..arrived];
-        match state.step(buffered) {
-            Step::NeedMore { state: same, at_least } => {
-                assert!(at_least > buffered.len() && at_least <= MAX_BUFFERED, "waits for {at_least} bytes");
-                if arrived == input.len() {
-                    assert!(format!("{same:?}").len() <= LARGEST_STATE, "the state has grown");
-                    return Outcome { output, end: End::NeedMore(consumed) };
+
+    fn start(&self) -> (Handshake, Vec<u8>) {
+        let tls = if self.tls_awaited { TlsMode::Required } else { TlsMode::Off };
+        let (state, greeting) = Handshake::new(Arc::clone(&self.exports), tls);
+        (if self.stopping { state.shutting_down() } else { state }, greeting.to_vec())
+    }
+
+    /// Takes note of one step's answer.
+    fn answer(&mut self, bytes: &[u8]) {
+        self.answers += u32::from(!bytes.is_empty());
+        assert!(self.answers <= MAX_OPTIONS, "more answers than options");
+        check_answer(bytes);
+        if self.tls_awaited {
+            check_demand(bytes);
+        }
+    }
+
+    /// Runs it; `pieces` are the lengths in which `input` arrives, the last of them for good.
+    fn run(mut self, input: &[u8], mut pieces: impl Iterator<Item = usize>) -> Outcome {
+        let (mut state, mut output) = self.start();
+        let (mut consumed, mut arrived) = (0, 0);
+        loop {
+            let buffered = &input[consumed..arrived];
+            match state.step(buffered) {
+                Step::NeedMore { state: same, at_least } => {
+                    assert!(
+                        at_least > buffered.len() && at_least <= MAX_BUFFERED,
+                        "waits for {at_least} bytes"
+                    );
+                    if arrived == input.len() {
+                        assert!(format!("{same:?}").len() <= LARGEST_STATE, "the state has grown");
+                        return Outcome { output, end: End::NeedMore(consumed) };
+                    }
+                    state = same;
+                    arrived = (arrived + pieces.next().unwrap_or(input.len())).min(input.len());
                 }
-                state = same;
-                arrived = (arrived + pieces.next().unwrap_or(input.len())).min(input.len());
-            }
-            Step::Reply { state: next, consumed: now, bytes } => {
-                assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
-                state = next;
-                consumed += now;
-                answers += u32::from(!bytes.is_empty());
-                assert!(answers <= MAX_OPTIONS, "more answers than options");
-                check_answer(&bytes);
-                output.extend(bytes);
-            }
-            Step::Ready { consumed: now, bytes, session } => {
-                assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
-                check_session(exports, &session);
-                // EXPORT_NAME has an answer of its own: size, flags, and 124 zeroes unless they are unwanted.
-                if !matches!(bytes.len(), 10 | 134) {
-                    check_answer(&bytes);
+                Step::Reply { state: next, consumed: now, bytes } => {
+                    assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
+                    self.answer(&bytes);
+                    state = next;
+                    consumed += now;
+                    output.extend(bytes);
                 }
-                output.extend(bytes);
-                return Outcome { output, end: ready(consumed + now, &session) };
-            }
-            Step::Close { bytes, reason } => {
-                check_answer(&bytes);
-                assert!(!reason.to_string().is_empty());
-                output.extend(bytes);
-                return Outcome { output, end: End::Close(reason) };
+                Step::StartTls { consumed: now, bytes, state: awaiting } => {
+                    assert!(self.tls_awaited, "TLS begins a second time, or where there is none");
+                    assert_eq!(now, buffered.len(), "plaintext is left over");
+                    self.answer(&bytes);
+                    assert!(format!("{awaiting:?}").len() <= LARGEST_STATE, "the state has grown");
+                    self.tls_awaited = false;
+                    self.exports = Arc::clone(&self.secured);
+                    state = awaiting.secured(Arc::clone(&self.secured));
+                    consumed += now;
+                    output.extend(bytes);
+                }
+                Step::Ready { consumed: now, bytes, session } => {
+                    assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
+                    assert!(!self.tls_awaited, "a session without TLS");
+                    check_session(&self.exports, &session);
+                    // EXPORT_NAME has an answer of its own: size, flags, and 124 zeroes unless they are unwanted.
+                    if !matches!(bytes.len(), 10 | 134) {
+                        check_answer(&bytes);
+                    }
+                    output.extend(bytes);
+                    return Outcome { output, end: ready(consumed + now, &session) };
+                }
+                Step::Close { bytes, reason } => {
+                    self.answer(&bytes);
+                    assert!(!reason.to_string().is_empty());
+                    output.extend(bytes);
+                    return Outcome { output, end: End::Close(reason) };
+                }
             }
         }
+    }
+}
+
+/// Before TLS every option but STARTTLS and ABORT is answered with the demand, as far as it is answered.
+fn check_demand(bytes: &[u8]) {
+    let mut header = Reader::new(bytes);
+    if header.u64().is_some() {
+        let (option, kind) = (header.u32().expect("an option"), header.u32().expect("a reply type"));
+        let may_be_answered = matches!(option, NBD_OPT_STARTTLS | NBD_OPT_ABORT);
+        assert!(may_be_answered || kind == NBD_REP_ERR_TLS_REQD, "option {option} is answered before TLS");
     }
 }
 
@@ -169,7 +232,8 @@ fn ready(consumed: usize, session: &Negotiated) -> End {
 
 /// A session has an export that exists, and a metadata context only with structured replies.
 fn check_session(exports: &Exports, session: &Negotiated) {
-    assert!(exports.iter().nth(session.index).is_some_and(|export| Arc::ptr_eq(export, &session.export)));
+    let found = exports.find(session.export.name()).expect("an export that is visible");
+    assert!(found.0 == session.index && Arc::ptr_eq(found.1, &session.export));
     assert!(session.structured || session.meta_allocation.is_none(), "a context without structured replies");
 }
 

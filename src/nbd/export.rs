@@ -106,7 +106,8 @@ impl Export {
 /// All exports that a connection may see.
 #[derive(Clone, Debug, Default)]
 pub struct Exports {
-    exports: Vec<Arc<Export>>,
+    /// Each with its place among all that the server has.
+    exports: Vec<(usize, Arc<Export>)>,
     /// Whether `NBD_OPT_LIST` names them. Off unless the user asks for it.
     pub listing: bool,
 }
@@ -123,24 +124,33 @@ impl Exports {
                 return Err(Error::new(ErrorKind::AlreadyExists, what));
             }
         }
-        Ok(Self { exports: exports.into_iter().map(Arc::new).collect(), listing: false })
+        Ok(Self { exports: exports.into_iter().map(Arc::new).enumerate().collect(), listing: false })
     }
 
-    /// The export of exactly this name, with its place in the order.
+    /// Those that `keep` wants a client to see, asked with each one's place among all that the server has,
+    /// which it keeps. No option tells one that is left out from one that does not exist.
+    #[must_use]
+    pub fn visible(&self, mut keep: impl FnMut(usize, &Export) -> bool) -> Self {
+        let kept = self.exports.iter().filter(|(index, export)| keep(*index, export));
+        Self { exports: kept.cloned().collect(), listing: self.listing }
+    }
+
+    /// The export of exactly this name, with its place among all that the server has.
     pub fn find(&self, name: &str) -> Option<(usize, &Arc<Export>)> {
-        self.exports.iter().enumerate().find(|(_, export)| export.name == name)
+        self.exports.iter().find(|(_, export)| export.name == name).map(|(index, export)| (*index, export))
     }
 
     /// The exports in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Export>> {
-        self.exports.iter()
+        self.exports.iter().map(|(_, export)| export)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::testing::{CAN, SHAPE};
+    use crate::nbd::testing::{CAN, FIXED, SHAPE, client, exports, named, option, queries, run};
+    use crate::nbd::wire::*;
     use crate::units::BlockSize;
 
     fn export(can: Capabilities) -> Export {
@@ -177,6 +187,48 @@ mod tests {
         assert_eq!(new("", LARGEST_EXPORT + 1), Err(ErrorKind::InvalidInput));
         let twins = Exports::new(vec![export(CAN), export(CAN)]);
         assert_eq!(twins.map_err(|e| e.kind()).err(), Some(ErrorKind::AlreadyExists));
+    }
+
+    /// Whatever is asked about an export that is not visible, the answer is that to one that does not
+    /// exist, byte for byte.
+    #[test]
+    fn what_is_not_visible_does_not_exist() {
+        let ask = |exports: Exports, options: &[Vec<u8>]| {
+            let start = [option(NBD_OPT_STRUCTURED_REPLY, b"")];
+            run(&Arc::new(exports), &client(FIXED, &[&start, options].concat()))
+        };
+        let mut all = (*exports()).clone();
+        all.listing = true;
+        let hidden = all.visible(|_, export| export.name() != "disk");
+        let never = Exports { exports: vec![all.exports[1].clone(), all.exports[2].clone()], listing: true };
+        let base = &["base:allocation"];
+        for options in [
+            vec![option(NBD_OPT_LIST, b"")],
+            vec![option(NBD_OPT_INFO, &named("disk", &[1, 2, 3]))],
+            vec![option(NBD_OPT_GO, &named("disk", &[]))],
+            vec![option(NBD_OPT_EXPORT_NAME, b"disk")],
+            vec![option(NBD_OPT_LIST_META_CONTEXT, &queries("disk", &[]))],
+            vec![option(NBD_OPT_SET_META_CONTEXT, &queries("disk", base))],
+        ] {
+            assert_eq!(ask(hidden.clone(), &options), ask(never.clone(), &options));
+            assert_ne!(
+                ask(hidden.clone(), &options),
+                ask(all.clone(), &options),
+                "the question tells them apart"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_visible_keeps_its_place() {
+        let some = exports().visible(|index, _| index != 0);
+        assert_eq!(some.find("tape").map(|(index, _)| index), Some(1));
+        let fewer = some.visible(|index, export| {
+            assert!(index > 0 && export.name() != "disk");
+            index == 2
+        });
+        assert_eq!(fewer.find("").map(|(index, _)| index), Some(2));
+        assert_eq!((fewer.find("tape"), fewer.iter().count()), (None, 1));
     }
 
     /// CVE-2013-6410's kind of fault: a name is not matched by its beginning.

@@ -2,14 +2,16 @@
 //!
 //! Guarantees: a step that is not [`Step::NeedMore`] consumes at least one byte or ends the handshake;
 //! `NeedMore` never asks for more than [`MAX_BUFFERED`] bytes and consumes none; output does not depend
-//! on how the input is cut. An option that the server does not want is discarded as it arrives, never
-//! gathered. Not its business: time. The caller sets a deadline for the whole handshake.
+//! on how the input is cut, but that STARTTLS must be the last of what has arrived. An option that the
+//! server does not want is discarded as it arrives, never gathered. Not its business: time. The caller
+//! sets a deadline for the whole handshake.
 
 use std::sync::Arc;
 
 use super::export::Exports;
 use super::options::{Answer, Negotiation, Reception, Verdict};
 use super::outcome::{CloseReason, Negotiated};
+use super::starttls::{AwaitingTls, TlsMode};
 use super::wire::{
     GREETING_LEN, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES, NBD_FLAG_FIXED_NEWSTYLE,
     NBD_FLAG_NO_ZEROES, NBD_INIT_PASSWD, NBD_OPTS_MAGIC, OPTION_HEADER_LEN, Reader,
@@ -49,8 +51,7 @@ enum Awaiting {
     },
 }
 
-/// What comes of some input. Where TLS is configured, STARTTLS will be one more variant: it carries a
-/// fresh [`Handshake`], so that nothing negotiated survives, and demands that no input is left over.
+/// What comes of some input.
 #[derive(Debug)]
 pub enum Step {
     /// Nothing was consumed. Call again with at least so many bytes, those of this call among them.
@@ -68,6 +69,16 @@ pub enum Step {
         consumed: usize,
         /// What to send.
         bytes: Vec<u8>,
+    },
+    /// Drop the input, all of it, send `bytes`, and begin TLS: from there on everything comes and goes by
+    /// it. If TLS does not come about, close the connection.
+    StartTls {
+        /// All of the input: nothing lies behind the option.
+        consumed: usize,
+        /// What to send, the last in plaintext.
+        bytes: Vec<u8>,
+        /// What is left of the handshake.
+        state: AwaitingTls,
     },
     /// The handshake is over; what follows the consumed input are requests.
     Ready {
@@ -88,17 +99,24 @@ pub enum Step {
 }
 
 impl Handshake {
-    /// A handshake about `exports`, and the greeting to send before anything else.
+    /// A handshake about `exports`, and the greeting to send before anything else. With
+    /// [`TlsMode::Required`] nothing of `exports` is told: others take their place after TLS
+    /// ([`AwaitingTls::secured`]).
     ///
     /// proto.md, Newstyle negotiation; proto.md, Handshake flags.
-    pub fn new(exports: Arc<Exports>) -> (Self, [u8; GREETING_LEN]) {
-        let handshake =
-            Self { negotiation: Negotiation::new(exports), awaiting: Awaiting::ClientFlags, options: 0 };
+    pub fn new(exports: Arc<Exports>, tls: TlsMode) -> (Self, [u8; GREETING_LEN]) {
+        let negotiation = Negotiation::new(exports, tls);
+        let handshake = Self { negotiation, awaiting: Awaiting::ClientFlags, options: 0 };
         let mut greeting = [0; GREETING_LEN];
         greeting[..8].copy_from_slice(&NBD_INIT_PASSWD.to_be_bytes());
         greeting[8..16].copy_from_slice(&NBD_OPTS_MAGIC.to_be_bytes());
         greeting[16..].copy_from_slice(&(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES).to_be_bytes());
         (handshake, greeting)
+    }
+
+    /// A handshake that awaits its next option, `options` of them having come before.
+    pub(super) fn resumed(negotiation: Negotiation, options: u32) -> Self {
+        Self { negotiation, awaiting: Awaiting::Option, options }
     }
 
     /// From now on refuses every option but ABORT.
@@ -147,7 +165,7 @@ impl Handshake {
         let data = &input[OPTION_HEADER_LEN..];
         match self.negotiation.receive(option, len) {
             Reception::Gather(len) => match data.get(..len) {
-                Some(data) => self.answer(option, data),
+                Some(data) => self.answer(option, data, input.len()),
                 None => self.need(OPTION_HEADER_LEN + len),
             },
             Reception::Discard(_) if len > MAX_DISCARDED => close(CloseReason::OptionTooLong { option, len }),
@@ -159,11 +177,15 @@ impl Handshake {
         }
     }
 
-    fn answer(mut self, option: u32, data: &[u8]) -> Step {
+    fn answer(mut self, option: u32, data: &[u8], arrived: usize) -> Step {
         self.options += 1;
         let consumed = OPTION_HEADER_LEN + data.len();
-        let answer = self.negotiation.answer(option, data);
-        self.conclude(answer, consumed)
+        match self.negotiation.answer(option, data) {
+            // CVE-2021-3716: a client waits for the answer before it sends anything else. What is there
+            // already may be anybody's.
+            Answer::StartTls(_) if arrived > consumed => close(CloseReason::PlaintextBehindStartTls),
+            answer => self.conclude(answer, consumed),
+        }
     }
 
     /// Throws away what `input` has of the `left` bytes of unwanted data, `before` bytes having been
@@ -185,6 +207,9 @@ impl Handshake {
         match answer {
             Answer::Reply(bytes) => Step::Reply { state: self, consumed, bytes },
             Answer::Ready(bytes, session) => Step::Ready { consumed, bytes, session },
+            Answer::StartTls(bytes) => {
+                Step::StartTls { consumed, bytes, state: self.negotiation.await_tls(self.options) }
+            }
             Answer::Close(bytes, reason) => Step::Close { bytes, reason },
         }
     }
@@ -206,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_greeting_is_fixed_newstyle_without_zeroes() {
-        let (_, greeting) = Handshake::new(exports());
+        let (_, greeting) = Handshake::new(exports(), TlsMode::Off);
         assert_eq!(greeting, *b"NBDMAGICIHAVEOPT\0\x03");
     }
 
@@ -296,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_stopping_server_refuses_everything_but_abort() {
-        let start = || match Handshake::new(exports()).0.step(&FIXED.to_be_bytes()) {
+        let start = || match Handshake::new(exports(), TlsMode::Off).0.step(&FIXED.to_be_bytes()) {
             Step::Reply { state, .. } => state.shutting_down(),
             other => panic!("{other:?}"),
         };

@@ -18,6 +18,11 @@
 //!                          discard
 //! ```
 //!
+//! Where TLS is required ([`TlsMode`]), nothing but STARTTLS and ABORT gets further than an error before it
+//! has begun. [`Step::StartTls`] then takes the handshake away and leaves an [`AwaitingTls`], which has
+//! forgotten everything but the client's flags; what comes out of [`AwaitingTls::secured`] is a fresh
+//! [`Handshake`] about those exports that this client may see ([`Exports::visible`]).
+//!
 //! Wherever the input ends too early, the answer is [`Step::NeedMore`] and nothing is consumed. An
 //! option is gathered whole up to 16 KiB ([`MAX_BUFFERED`] with its header); longer ones, and unknown
 //! ones, are discarded as they arrive and then answered with an error, up to 1 MiB; beyond that the
@@ -25,9 +30,9 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use hostveil::nbd::{CloseReason, Exports, Handshake, Step};
+//! use hostveil::nbd::{CloseReason, Exports, Handshake, Step, TlsMode};
 //!
-//! let (mut state, greeting) = Handshake::new(Arc::new(Exports::default()));
+//! let (mut state, greeting) = Handshake::new(Arc::new(Exports::default()), TlsMode::Off);
 //! assert_eq!(&greeting[..8], b"NBDMAGIC");
 //! // What the client sent: its flags (fixed newstyle), then NBD_OPT_ABORT without data.
 //! let mut input: &[u8] = b"\0\0\0\x01IHAVEOPT\0\0\0\x02\0\0\0\0";
@@ -38,6 +43,7 @@
 //!             input = &input[consumed..]; // and here one sends what is to be sent
 //!             state = next;
 //!         }
+//!         Step::StartTls { .. } => unreachable!("here one begins TLS"),
 //!         Step::Ready { .. } => unreachable!("here the transmission phase begins"),
 //!         Step::Close { reason, .. } => break reason,
 //!     }
@@ -60,9 +66,7 @@
 //!
 //! # Not here yet
 //!
-//! TLS and extended headers. STARTTLS will be one more [`Step`], with a fresh [`Handshake`] in it, since
-//! nothing negotiated may survive it; extended headers one more variant of [`Replies`], and a header's
-//! length in [`Transmission`].
+//! Extended headers: one more variant of [`Replies`], and a header's length in [`Transmission`].
 
 mod command;
 mod errno;
@@ -71,6 +75,7 @@ mod handshake;
 mod options;
 mod outcome;
 mod reply;
+mod starttls;
 mod transmission;
 pub mod wire;
 
@@ -85,4 +90,5 @@ pub use export::{Export, Exports};
 pub use handshake::{Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTION_DATA, MAX_OPTIONS, Step};
 pub use outcome::{CloseReason, Negotiated};
 pub use reply::{Chunks, Header, Replies};
+pub use starttls::{AwaitingTls, TlsMode};
 pub use transmission::{Admission, Refusal, Transmission};

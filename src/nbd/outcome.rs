@@ -54,6 +54,10 @@ pub enum CloseReason {
     TooManyOptions,
     /// `EXPORT_NAME`, which cannot be answered with an error, asked for what does not exist.
     ExportRefused,
+    /// `EXPORT_NAME`, which cannot be answered with an error, came before TLS on a server that demands it.
+    TlsRequired,
+    /// More input lay behind STARTTLS, in plaintext.
+    PlaintextBehindStartTls,
     /// The server is about to stop.
     ShuttingDown,
     /// What should be a request does not begin like one.
@@ -74,6 +78,10 @@ impl fmt::Display for CloseReason {
             }
             Self::TooManyOptions => f.write_str("the client sent too many options"),
             Self::ExportRefused => f.write_str("the client asked for an export that does not exist"),
+            Self::TlsRequired => f.write_str("the client asked for an export without TLS"),
+            Self::PlaintextBehindStartTls => {
+                f.write_str("more followed the request to begin TLS before that was answered")
+            }
             Self::ShuttingDown => f.write_str("the server is shutting down"),
             Self::BadRequestMagic(magic) => write!(f, "{magic:#010x} is not the start of a request"),
         }

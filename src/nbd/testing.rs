@@ -7,7 +7,7 @@ use crate::block::{Capabilities, Discard, Geometry};
 use crate::units::{BlockSize, ByteCount};
 
 use super::wire::*;
-use super::{CloseReason, Export, Exports, Handshake, MAX_BUFFERED, Negotiated, Step};
+use super::{AwaitingTls, CloseReason, Export, Exports, Handshake, MAX_BUFFERED, Negotiated, Step, TlsMode};
 
 /// Client flags of a client of today, but for the zeroes.
 pub(super) const FIXED: u32 = NBD_FLAG_C_FIXED_NEWSTYLE;
@@ -108,13 +108,14 @@ pub(super) fn parse_replies(mut bytes: &[u8]) -> Vec<OptionReply> {
 pub(super) enum End {
     NeedMore,
     Ready(Negotiated),
+    StartTls(AwaitingTls),
     Close(CloseReason),
 }
 
 impl PartialEq for End {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::NeedMore, Self::NeedMore) => true,
+            (Self::NeedMore, Self::NeedMore) | (Self::StartTls(_), Self::StartTls(_)) => true,
             (Self::Close(one), Self::Close(other)) => one == other,
             (Self::Ready(one), Self::Ready(other)) => {
                 (one.index, one.structured, one.meta_allocation)
@@ -139,14 +140,18 @@ pub(super) fn run(exports: &Arc<Exports>, input: &[u8]) -> Outcome {
     run_in_pieces(exports, input, [input.len()].into_iter())
 }
 
-/// Runs a handshake on input that arrives in pieces of these lengths, the last of them repeated.
-/// Panics where a step breaks a promise.
+/// Runs a handshake without TLS on input that arrives in pieces of these lengths.
 pub(super) fn run_in_pieces(
     exports: &Arc<Exports>,
     input: &[u8],
-    mut pieces: impl Iterator<Item = usize>,
+    pieces: impl Iterator<Item = usize>,
 ) -> Outcome {
-    let (mut state, _) = Handshake::new(Arc::clone(exports));
+    drive(Handshake::new(Arc::clone(exports), TlsMode::Off).0, input, pieces)
+}
+
+/// Runs a handshake on input that arrives in pieces of these lengths, the last of them repeated; of one
+/// byte if there are none. Panics where a step breaks a promise.
+pub(super) fn drive(mut state: Handshake, input: &[u8], mut pieces: impl Iterator<Item = usize>) -> Outcome {
     let (mut output, mut consumed, mut arrived, mut piece) = (Vec::new(), 0, 0, 1);
     loop {
         let buffered = &input[consumed..arrived];
@@ -170,6 +175,11 @@ pub(super) fn run_in_pieces(
                 assert!(now > 0 && now <= buffered.len(), "{now}");
                 output.extend(bytes);
                 return Outcome { output, end: End::Ready(session), consumed: consumed + now };
+            }
+            Step::StartTls { consumed: now, bytes, state } => {
+                assert_eq!(now, buffered.len());
+                output.extend(bytes);
+                return Outcome { output, end: End::StartTls(state), consumed: consumed + now };
             }
             Step::Close { bytes, reason } => {
                 output.extend(bytes);

@@ -104,6 +104,8 @@ pub const NBD_REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 pub const NBD_REP_ERR_POLICY: u32 = (1 << 31) + 2;
 /// proto.md, Option reply types: the option's data cannot be right.
 pub const NBD_REP_ERR_INVALID: u32 = (1 << 31) + 3;
+/// proto.md, Option reply types: not before TLS.
+pub const NBD_REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 /// proto.md, Option reply types: there is no such export.
 pub const NBD_REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 /// proto.md, Option reply types: the server is about to stop.

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use super::export::Exports;
 use super::handshake::MAX_OPTION_DATA;
 use super::outcome::{CloseReason, Negotiated};
+use super::starttls::{AwaitingTls, TlsMode};
 use super::wire::{
     MAX_STRING, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES, NBD_OPT_ABORT, NBD_OPT_EXPORT_NAME,
     NBD_OPT_GO, NBD_OPT_INFO, NBD_OPT_LIST, NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT,
     NBD_OPT_STARTTLS, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NBD_REP_ERR_INVALID, NBD_REP_ERR_POLICY,
-    NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNSUP, NBD_REP_MAGIC, OPTION_REPLY_HEADER_LEN,
+    NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_TLS_REQD, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNSUP, NBD_REP_MAGIC,
+    OPTION_REPLY_HEADER_LEN,
 };
 
 /// The id under which `base:allocation` is chosen. The client must not care (proto.md, Option types,
@@ -31,6 +33,18 @@ pub(super) struct Negotiation {
     /// The place of the export for which `base:allocation` was chosen.
     allocation: Option<usize>,
     shutting_down: bool,
+    tls: Tls,
+}
+
+/// Where a connection stands with TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tls {
+    /// There is none, and there will be none.
+    Off,
+    /// Nothing is told to anybody before it has begun.
+    Awaited,
+    /// Everything comes by it.
+    Secured,
 }
 
 /// What an option comes to.
@@ -40,6 +54,8 @@ pub(super) enum Answer {
     Reply(Vec<u8>),
     /// Send this and begin the transmission phase.
     Ready(Vec<u8>, Negotiated),
+    /// Send this and begin TLS.
+    StartTls(Vec<u8>),
     /// Send this and close.
     Close(Vec<u8>, CloseReason),
 }
@@ -73,8 +89,22 @@ impl Verdict {
 }
 
 impl Negotiation {
-    pub(super) fn new(exports: Arc<Exports>) -> Self {
-        Self { exports, client_flags: 0, structured: false, allocation: None, shutting_down: false }
+    pub(super) fn new(exports: Arc<Exports>, tls: TlsMode) -> Self {
+        let tls = match tls {
+            TlsMode::Off => Tls::Off,
+            TlsMode::Required => Tls::Awaited,
+        };
+        Self { exports, client_flags: 0, structured: false, allocation: None, shutting_down: false, tls }
+    }
+
+    /// A negotiation by TLS, in which no option was sent yet.
+    pub(super) fn secured(exports: Arc<Exports>, client_flags: u32, shutting_down: bool) -> Self {
+        Self { exports, client_flags, structured: false, allocation: None, shutting_down, tls: Tls::Secured }
+    }
+
+    /// What outlives STARTTLS, the last of `options` options.
+    pub(super) fn await_tls(self, options: u32) -> AwaitingTls {
+        AwaitingTls::new(self.client_flags, options, self.shutting_down)
     }
 
     pub(super) fn set_client_flags(&mut self, flags: u32) {
@@ -97,6 +127,12 @@ impl Negotiation {
             self.allocation = None;
         }
         match option {
+            // proto.md, FORCEDTLS mode: all but STARTTLS and ABORT, whatever its data; EXPORT_NAME has no
+            // error reply.
+            NBD_OPT_EXPORT_NAME if self.tls == Tls::Awaited => Reception::Close(CloseReason::TlsRequired),
+            option if self.tls == Tls::Awaited && option != NBD_OPT_STARTTLS && option != NBD_OPT_ABORT => {
+                Reception::Discard(Verdict::Error(NBD_REP_ERR_TLS_REQD, "this server demands TLS"))
+            }
             NBD_OPT_EXPORT_NAME if self.shutting_down => Reception::Close(CloseReason::ShuttingDown),
             NBD_OPT_EXPORT_NAME => gather_name(option, len),
             // proto.md, Option types, NBD_OPT_ABORT: data is ignored.
@@ -130,9 +166,18 @@ impl Negotiation {
                 self.structured = true;
                 Answer::Reply(ack(option))
             }
-            // proto.md, NOTLS mode.
-            NBD_OPT_STARTTLS => error(option, NBD_REP_ERR_POLICY, "this server is configured without TLS"),
+            NBD_OPT_STARTTLS => self.starttls(),
             _ => error(option, NBD_REP_ERR_UNSUP, "unknown option"),
+        }
+    }
+
+    /// proto.md, NOTLS mode; proto.md, FORCEDTLS mode.
+    fn starttls(&self) -> Answer {
+        let option = NBD_OPT_STARTTLS;
+        match self.tls {
+            Tls::Off => error(option, NBD_REP_ERR_POLICY, "this server is configured without TLS"),
+            Tls::Awaited => Answer::StartTls(ack(option)),
+            Tls::Secured => error(option, NBD_REP_ERR_INVALID, "TLS has begun already"),
         }
     }
 
