@@ -197,11 +197,6 @@ impl Layout {
         (self.groups - 1) * self.full_data() + self.data_blocks(self.groups - 1)
     }
 
-    /// Bitmap pages of one group.
-    pub(crate) fn group_pages(&self) -> u64 {
-        self.group_pages
-    }
-
     /// Bits of the bitmap that one group has, those without a block behind them included.
     pub(crate) fn group_bits(&self) -> u64 {
         self.group_pages * PAGE_BITS
@@ -316,7 +311,8 @@ mod tests {
         ] {
             let layout = Layout::new(parameters).unwrap();
             let mut seen: BTreeSet<u64> = (0..FIRST).collect();
-            let mut add = |block: u64, what: &str| assert!(seen.insert(block), "{what} {block} {parameters:?}");
+            let mut add =
+                |block: u64, what: &str| assert!(seen.insert(block), "{what} {block} {parameters:?}");
             for copy in 0..2 {
                 (0..layout.table_blocks()).for_each(|n| add(layout.table_start(copy) + n, "table"));
             }

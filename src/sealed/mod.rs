@@ -1,10 +1,46 @@
 //! The sealed format: volumes that are authenticated, so that what was changed behind our back is an
 //! error and never wrong data.
+//!
+//! Every block is sealed for its address and written to a fresh place; a tree of pointers with tags says
+//! where it lies and what it must be, so the tree's root vouches for the whole volume. Between
+//! checkpoints of the tree a journal, whose blocks are chained by their tags, has the changes
+//! (docs/sealed-format.md). No thread, clock or randomness of its own: whoever drives it brings them.
 
+mod allocator;
+mod bits;
+mod checkpoint;
+mod choose;
+mod commit;
+mod core;
+mod device;
 mod epoch;
+mod format;
+mod freshness;
+mod journal;
+mod keyring;
 mod keys;
+mod layout;
+mod merge;
+mod mount;
+pub mod mutants;
+mod pages;
+mod pointer;
+mod read;
+mod recover;
+mod salts;
+mod stage;
+mod store;
+mod superblock;
+mod write;
 
+pub use self::core::Limits;
+pub use device::{Device, Usage};
 pub use epoch::{
     Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, JOURNAL_AAD_HEADER, Kind, Version,
 };
+pub use format::format_volume;
+pub use freshness::{Anchor, Follow, Record};
 pub use keys::{FreshSalt, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
+pub use layout::Parameters;
+pub use mount::MountOptions;
+pub use superblock::HeaderPin;

@@ -53,7 +53,7 @@ mod switched {
 
     thread_local! {
         static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
-        static SEALED: RefCell<Option<HashSet<[u8; 48]>>> = const { RefCell::new(None) };
+        static SEALED: RefCell<Option<HashSet<[u8; 40]>>> = const { RefCell::new(None) };
     }
 
     /// Whether this thread is to commit that fault.
@@ -76,14 +76,13 @@ mod switched {
         SEALED.with_borrow(|seen| seen.as_ref().map_or(0, HashSet::len))
     }
 
-    /// Notes a pair of key, told by its salt, and nonce.
-    pub(crate) fn sealed(salt: &[u8; 32], kind: u8, version: u64) {
+    /// Notes a pair of key, told by its salt, and nonce, told by its version.
+    pub(crate) fn sealed(salt: &[u8; 32], version: u64) {
         SEALED.with_borrow_mut(|seen| {
             let Some(seen) = seen else { return };
-            let mut pair = [0; 48];
+            let mut pair = [0; 40];
             pair[..32].copy_from_slice(salt);
-            pair[32] = kind;
-            pair[40..].copy_from_slice(&version.to_le_bytes());
+            pair[32..].copy_from_slice(&version.to_le_bytes());
             assert!(seen.insert(pair), "a nonce was used twice");
         });
     }
@@ -104,4 +103,4 @@ pub(crate) const fn active(_: Mutant) -> bool {
 /// Notes nothing.
 #[cfg(not(feature = "mutants"))]
 #[inline]
-pub(crate) const fn sealed(_: &[u8; 32], _: u8, _: u64) {}
+pub(crate) const fn sealed(_: &[u8; 32], _: u64) {}

@@ -32,11 +32,6 @@ impl BlkPtr {
         self.pba == 0
     }
 
-    /// The epoch whose key the block is sealed with.
-    pub(crate) fn epoch(&self) -> u32 {
-        epoch_of(self.ver)
-    }
-
     /// The pointer's 32 bytes.
     pub(crate) fn encode(&self) -> [u8; POINTER_LEN] {
         let mut bytes = [0; POINTER_LEN];
@@ -134,7 +129,7 @@ mod tests {
     fn pointers_and_runs_survive_their_encoding() {
         let pointer = BlkPtr { ver: 7 << COUNTER_BITS | 9, pba: (1 << PBA_BITS) - 1, tag: [3; 16] };
         assert_eq!(BlkPtr::decode(&pointer.encode()).unwrap(), pointer);
-        assert_eq!(pointer.epoch(), 7);
+        assert_eq!(epoch_of(pointer.ver), 7);
         assert_eq!(BlkPtr::decode(&[0; 32]).unwrap(), BlkPtr::HOLE);
         for target in [Target::Block(pointer), Target::Run(1), Target::Run(u64::MAX)] {
             assert_eq!(Target::decode(&target.encode()).unwrap(), target);

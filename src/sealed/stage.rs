@@ -21,6 +21,8 @@ pub(crate) struct Stage {
     shards: Vec<RwLock<BTreeMap<u64, BlkPtr>>>,
     /// First block to end of each run; no two touch.
     runs: RwLock<BTreeMap<u64, u64>>,
+    /// Entries that have been promised room.
+    reserved: AtomicU64,
     blocks: AtomicU64,
     run_count: AtomicU64,
     /// Places whose blocks the journal has superseded since this stage began. They are free once a
@@ -34,6 +36,7 @@ impl Stage {
         Self {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             runs: RwLock::default(),
+            reserved: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             run_count: AtomicU64::new(0),
             dead: Mutex::default(),
@@ -43,6 +46,17 @@ impl Stage {
     /// How many journal entries it takes to say what this stage says.
     pub(crate) fn entries(&self) -> u64 {
         self.blocks.load(Ordering::Acquire) + self.run_count.load(Ordering::Acquire)
+    }
+
+    /// Promises room for so many entries more, unless the stage would then have more than `limit`.
+    pub(crate) fn reserve(&self, entries: u64, limit: u64) -> bool {
+        let room = |reserved: u64| reserved.checked_add(entries).filter(|sum| *sum <= limit);
+        self.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
+    }
+
+    /// Entries that have been promised room.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Acquire)
     }
 
     /// Whether it changes nothing.
@@ -72,7 +86,8 @@ impl Stage {
         }
         let runs = read(&self.runs);
         for (start, end) in overlapping(&runs, first..first + found.len() as u64) {
-            let inside = usize::try_from(start - first).unwrap_or(0)..usize::try_from(end - first).unwrap_or(0);
+            let inside =
+                usize::try_from(start - first).unwrap_or(0)..usize::try_from(end - first).unwrap_or(0);
             found[inside].iter_mut().for_each(|slot| {
                 slot.get_or_insert(BlkPtr::HOLE);
             });
@@ -260,7 +275,12 @@ mod tests {
         proptest::collection::vec(one, 1..20)
     }
 
-    fn apply(changes: &[Change], stage: &Stage, model: &mut BTreeMap<u64, BlkPtr>, next: &mut u64) -> Vec<u64> {
+    fn apply(
+        changes: &[Change],
+        stage: &Stage,
+        model: &mut BTreeMap<u64, BlkPtr>,
+        next: &mut u64,
+    ) -> Vec<u64> {
         let mut gone = Vec::new();
         for change in changes {
             match change {

@@ -33,8 +33,13 @@ impl Store {
     /// [`ErrorKind::Io`] if not.
     pub(crate) fn check(&self) -> Result<()> {
         match self.poisoned.load(Ordering::Acquire) {
-            true => Err(Error::new(ErrorKind::Io, "an earlier write or sync failed; no write is accepted any more")
-                .hint("look at the host's storage, then restart the server; data that was flushed before is safe")),
+            true => Err(Error::new(
+                ErrorKind::Io,
+                "an earlier write or sync failed; no write is accepted any more",
+            )
+            .hint(
+                "look at the host's storage, then restart the server; data that was flushed before is safe",
+            )),
             false => Ok(()),
         }
     }
@@ -101,6 +106,11 @@ impl Store {
         if let Err(error) = result {
             tracing::warn!(%error, "space could not be given back");
         }
+    }
+
+    /// Starts reading blocks that will soon be asked for.
+    pub(crate) fn prefetch(&self, block: u64, blocks: u64) {
+        self.backing.prefetch(offset_of(block), ByteCount(blocks * BLOCK as u64));
     }
 
     /// How many bytes there are.

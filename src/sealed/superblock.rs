@@ -154,7 +154,8 @@ impl Superblock {
             epochs: u32_at(bytes, EPOCHS),
         };
         let layout = Layout::new(parameters).map_err(|e| {
-            Error::new(ErrorKind::CorruptHeader, "the superblock's parameters contradict themselves").because(e)
+            Error::new(ErrorKind::CorruptHeader, "the superblock's parameters contradict themselves")
+                .because(e)
         })?;
         let mut superblock = Self {
             uuid: [0; 16],
