@@ -1,0 +1,9 @@
+//! The sealed engine under crashes, faults and attacks, on a simulated disk.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
+
+mod disk;
+mod history;
+mod hook;
+mod machine;
+mod random;
+mod simulate;
