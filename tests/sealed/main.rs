@@ -5,5 +5,7 @@ mod disk;
 mod history;
 mod hook;
 mod machine;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod random;
 mod simulate;
