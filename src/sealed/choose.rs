@@ -7,9 +7,18 @@ use crate::backing::Backing;
 use crate::crypto::MacKey;
 use crate::error::{Error, ErrorKind, Result};
 
-use super::keys::SuperblockMac;
+use super::header::HeaderPin;
+use super::keys::{KeySchedule, SuperblockMac};
 use super::layout::{BLOCK, offset_of};
 use super::superblock::{SLOTS, Superblock};
+
+/// The header that the volume's superblock names, for whoever unlocks the header.
+///
+/// # Errors
+/// Those of reading the superblock: [`ErrorKind::CorruptHeader`] when none is authentic.
+pub fn pinned_header(backing: &dyn Backing, keys: &KeySchedule) -> Result<HeaderPin> {
+    superblock(backing, &keys.superblock_mac()?, keys.volume().uuid).map(|found| found.header)
+}
 
 /// The volume's superblock.
 ///

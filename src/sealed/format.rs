@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
+use crate::anchor::{Anchor, Record, Session};
 use crate::backing::Backing;
 use crate::env::Entropy;
 use crate::error::{Error, ErrorKind, Result};
 
 use super::checkpoint::write_superblock;
-use super::freshness::{Anchor, Record};
+use super::header::HeaderPin;
 use super::keyring::Keyring;
 use super::keys::{KeySchedule, MountInputs};
 use super::layout::{BLOCK, Layout, Parameters};
 use super::pointer::BlkPtr;
 use super::store::Store;
-use super::superblock::{HeaderPin, Link, SLOTS, Superblock};
+use super::superblock::{Link, SLOTS, Superblock};
 
 /// Makes an empty volume: every block reads as zeroes. Its header is written by the caller, afterwards,
 /// so that a volume that is half made has none. Whatever else the store holds stays there and is never
@@ -26,7 +27,7 @@ pub fn format_volume(
     keys: KeySchedule,
     header: HeaderPin,
     parameters: Parameters,
-    anchor: Option<&dyn Anchor>,
+    anchor: Option<Arc<dyn Anchor>>,
     entropy: &dyn Entropy,
 ) -> Result<()> {
     let layout = Layout::new(parameters)?;
@@ -57,11 +58,9 @@ pub fn format_volume(
     store.sync()?;
     write_superblock(&store, &superblock, &keyring)?;
     store.sync()?;
-    match anchor {
-        Some(anchor) => {
-            let record = Record { uuid, generation: 1, seq: 0, tag: [0; 16] };
-            anchor.compare_and_swap(None, &record)
-        }
-        None => Ok(()),
+    if let Some(anchor) = anchor {
+        let first = Record { uuid, generation: 1, sequence: 0, tag: [0; 16] };
+        Session::create(anchor, keyring.schedule().anchor_mac()?, first)?;
     }
+    Ok(())
 }

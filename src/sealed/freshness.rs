@@ -1,53 +1,13 @@
-//! [`Freshness`]: the volume's record at its anchor, and when it moves (docs/sealed-format.md, "Anchor").
+//! [`Freshness`]: when a mounted volume's anchor moves (docs/sealed-format.md, "Freshness").
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use uuid::Uuid;
-
-use crate::error::{Error, ErrorKind, Result};
+use crate::anchor::{AnchorMode, Record, Session};
+use crate::error::Result;
 
 use super::superblock::Link;
 
-/// What is remembered of a volume where the host cannot reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The volume.
-    pub uuid: Uuid,
-    /// The number of a superblock that is durable.
-    pub generation: u64,
-    /// The number of a journal block that is durable.
-    pub seq: u64,
-    /// That block's tag.
-    pub tag: [u8; 16],
-}
-
-/// A place for a [`Record`].
-pub trait Anchor: Send + Sync {
-    /// The record, if there is one.
-    fn read(&self) -> Result<Option<Record>>;
-
-    /// Replaces `old`, all of it, by `new`, durably; fails if there is anything else.
-    fn compare_and_swap(&self, old: Option<&Record>, new: &Record) -> Result<()>;
-}
-
-/// When the anchor follows the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Follow {
-    /// With every flush, before it is acknowledged.
-    Flush,
-    /// When [`super::Device::update_anchor`] is called, and where safety demands it.
-    Later,
-}
-
-/// A mounted volume's record, moved forward only.
+/// A mounted volume's anchor, if it has one.
 pub(crate) struct Freshness {
-    kept: Option<Kept>,
-}
-
-struct Kept {
-    anchor: Arc<dyn Anchor>,
-    follow: Follow,
-    record: Mutex<Record>,
+    kept: Option<(Session, AnchorMode)>,
 }
 
 impl Freshness {
@@ -56,44 +16,34 @@ impl Freshness {
         Self { kept: None }
     }
 
-    /// An anchor that holds `record`.
-    pub(crate) fn of(anchor: Arc<dyn Anchor>, follow: Follow, record: Record) -> Self {
-        Self { kept: Some(Kept { anchor, follow, record: Mutex::new(record) }) }
+    /// An anchor with a record of this volume.
+    pub(crate) fn of(session: Session, mode: AnchorMode) -> Self {
+        Self { kept: Some((session, mode)) }
     }
 
-    /// Moves the anchor to a durable journal block, unless it is further on already.
+    /// The record that is kept.
+    pub(crate) fn record(&self) -> Option<Record> {
+        self.kept.as_ref().map(|(session, _)| session.last())
+    }
+
+    /// Moves the anchor to a durable superblock and a durable journal block. Of two threads that do the
+    /// later may come first; the anchor never goes back.
     pub(crate) fn advance(&self, generation: u64, link: Link) -> Result<()> {
-        let Some(kept) = &self.kept else { return Ok(()) };
-        let mut record = kept.record();
-        let mut new = *record;
-        new.generation = new.generation.max(generation);
-        if link.seq >= new.seq {
-            (new.seq, new.tag) = (link.seq, link.tag);
-        }
-        if new != *record {
-            kept.anchor.compare_and_swap(Some(&*record), &new)?;
-            *record = new;
-        }
-        Ok(())
+        let Some((session, _)) = &self.kept else { return Ok(()) };
+        session.advance_with(|last| {
+            let generation = generation.max(last.generation);
+            match link.seq >= last.sequence {
+                true => Record { generation, sequence: link.seq, tag: link.tag, ..last },
+                false => Record { generation, ..last },
+            }
+        })
     }
 
-    /// [`Self::advance`] as part of a flush.
+    /// [`Self::advance`] as a part of every flush, where the mode is strict.
     pub(crate) fn flushed(&self, generation: u64, link: Link) -> Result<()> {
         match &self.kept {
-            Some(Kept { follow: Follow::Flush, .. }) => self.advance(generation, link),
+            Some((_, AnchorMode::Strict)) => self.advance(generation, link),
             _ => Ok(()),
         }
     }
-}
-
-impl Kept {
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The error for a volume older than its anchor remembers.
-pub(crate) fn stale(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::StaleVolume, what)
-        .hint("the store was put back to an earlier state; if you did that yourself, see 'accept-restore'")
 }

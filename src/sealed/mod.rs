@@ -12,11 +12,15 @@ mod checkpoint;
 mod choose;
 mod commit;
 mod core;
+mod describe;
 mod device;
 mod epoch;
 mod format;
 mod freshness;
+mod header;
 mod journal;
+#[cfg(test)]
+mod key_fixtures;
 mod keyring;
 mod keys;
 mod layout;
@@ -28,19 +32,26 @@ mod pointer;
 mod read;
 mod recover;
 mod salts;
+mod slot;
+mod slots;
 mod stage;
 mod store;
 mod superblock;
+mod unlock;
 mod write;
 
 pub use self::core::Limits;
+pub use choose::pinned_header;
+pub use describe::{HeaderDescription, SlotDescription};
 pub use device::{Device, Usage};
 pub use epoch::{
     Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, JOURNAL_AAD_HEADER, Kind, Version,
 };
 pub use format::format_volume;
-pub use freshness::{Anchor, Follow, Record};
-pub use keys::{FreshSalt, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
+pub use header::{CopyPlace, HEADER_LEN, HeaderPin, SLOTS, looks_like_sealed};
+pub use keys::{FreshSalt, HeaderMac, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
 pub use layout::Parameters;
 pub use mount::MountOptions;
-pub use superblock::HeaderPin;
+pub use slot::SlotSecret;
+pub use slots::{NewHeader, NewSlot, WritePin, create, erase_all};
+pub use unlock::{CheckedHeader, RawHeader, Unlocked};

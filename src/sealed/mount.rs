@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::anchor::{Anchor, AnchorMode, Session};
 use crate::backing::Backing;
 use crate::env::Entropy;
 use crate::error::{Error, ErrorKind, Result};
@@ -10,7 +11,8 @@ use super::allocator::inconsistent;
 use super::bits::Bits;
 use super::checkpoint::write_superblock;
 use super::core::{Core, Found, Limits};
-use super::freshness::{Anchor, Follow, Freshness, Record, stale};
+use super::freshness::Freshness;
+use super::header::HeaderPin;
 use super::keyring::Keyring;
 use super::keys::{KeySchedule, MountInputs};
 use super::layout::{FAN, Layout, Tree};
@@ -21,7 +23,7 @@ use super::recover::{Recovered, recover};
 use super::salts;
 use super::stage::Stage;
 use super::store::Store;
-use super::superblock::{HeaderPin, Link, Superblock};
+use super::superblock::{Link, Superblock};
 
 /// How a volume is to be mounted.
 pub struct MountOptions {
@@ -30,7 +32,7 @@ pub struct MountOptions {
     /// The header that the keys came from: the superblock must name it.
     pub header: HeaderPin,
     /// Where the volume's freshness is remembered, if anywhere.
-    pub anchor: Option<(Arc<dyn Anchor>, Follow)>,
+    pub anchor: Option<(Arc<dyn Anchor>, AnchorMode)>,
     /// What it may cost; the default follows from the volume's size.
     pub limits: Option<Limits>,
     /// CLOCK_REALTIME and CLOCK_BOOTTIME in nanoseconds: two more things by which one mount differs
@@ -51,7 +53,7 @@ pub(crate) fn mount(
     }
     let state = read_state(&backing, store, keys, options)?;
     match options.read_only {
-        true => Ok(state.into_core(Freshness::none(), options)),
+        true => Ok(state.into_core(options)),
         false => begin_epoch(state, options, entropy),
     }
 }
@@ -67,13 +69,13 @@ struct State {
     used: Bits,
     overlay: Stage,
     tail: Link,
-    record: Option<Record>,
+    freshness: Freshness,
 }
 
 impl State {
-    fn into_core(self, freshness: Freshness, options: &MountOptions) -> Core {
+    fn into_core(self, options: &MountOptions) -> Core {
         let limits = options.limits.unwrap_or_else(|| Limits::for_volume(self.layout.logical_blocks()));
-        let Self { store, layout, keys, pages, superblock, bitmap, used, overlay, tail, .. } = self;
+        let Self { store, layout, keys, pages, superblock, bitmap, used, overlay, tail, freshness } = self;
         Core::new(
             Found { store, layout, keys, pages, superblock, bitmap, used, overlay, tail },
             freshness,
@@ -104,29 +106,22 @@ fn read_state(
             Error::new(ErrorKind::CorruptHeader, what).hint("restore the file's full size from a backup")
         );
     }
-    let record = read_record(options, &superblock)?;
+    let freshness = open_anchor(options, &schedule)?;
     let keys = Keyring::found(schedule, Arc::clone(&store), layout, superblock.epoch, superblock.salt)?;
-    let Recovered { overlay, tail, .. } = recover(&store, &layout, &keys, &superblock, record.as_ref())?;
+    let Recovered { overlay, tail, .. } =
+        recover(&store, &layout, &keys, &superblock, freshness.record().as_ref())?;
     let cache = options.limits.map_or(256 << 20, |limits| limits.page_cache);
     let pages = Pages::new(cache);
     let bitmap = read_bitmap(&store, &layout, &keys, &pages, &superblock.bitmap_root)?;
     let used = used_blocks(&layout, &bitmap, &overlay)?;
-    Ok(State { store, layout, keys, pages, superblock, bitmap, used, overlay, tail, record })
+    Ok(State { store, layout, keys, pages, superblock, bitmap, used, overlay, tail, freshness })
 }
 
-/// The anchor's record, which must be of this volume and not of a later state than the store's.
-fn read_record(options: &MountOptions, superblock: &Superblock) -> Result<Option<Record>> {
-    let Some((anchor, _)) = &options.anchor else { return Ok(None) };
-    let Some(record) = anchor.read()? else {
-        return Err(stale("the anchor has no record of this volume"));
-    };
-    if *record.uuid.as_bytes() != superblock.uuid {
-        return Err(Error::new(ErrorKind::WrongDevice, "the anchor is another volume's"));
-    }
-    if superblock.generation < record.generation || record.seq < superblock.cut.seq {
-        return Err(stale("the superblock and the anchor are not of one history"));
-    }
-    Ok(Some(record))
+/// Reads the anchor; whether the volume is as new as it says is seen from the journal.
+fn open_anchor(options: &MountOptions, schedule: &KeySchedule) -> Result<Freshness> {
+    let Some((anchor, mode)) = &options.anchor else { return Ok(Freshness::none()) };
+    let session = Session::open(Arc::clone(anchor), schedule.anchor_mac()?, schedule.volume().uuid)?;
+    Ok(Freshness::of(session, *mode))
 }
 
 fn read_bitmap(store: &Store, layout: &Layout, keys: &Keyring, pages: &Pages, root: &BlkPtr) -> Result<Bits> {
@@ -199,10 +194,6 @@ fn begin_epoch(mut state: State, options: &MountOptions, entropy: &dyn Entropy) 
     state.keys = state.keys.advance(fresh)?;
     write_superblock(&state.store, &state.superblock, &state.keys)?;
     state.store.sync()?;
-    let freshness = match (&options.anchor, state.record) {
-        (Some((anchor, follow)), Some(record)) => Freshness::of(Arc::clone(anchor), *follow, record),
-        _ => Freshness::none(),
-    };
-    freshness.advance(state.superblock.generation, state.tail)?;
-    Ok(state.into_core(freshness, options))
+    state.freshness.advance(state.superblock.generation, state.tail)?;
+    Ok(state.into_core(options))
 }

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 
 use rayon::prelude::*;
 
+use crate::anchor::Record as Anchored;
 use crate::error::{Error, ErrorKind, Result};
 
 use super::bits::index;
 use super::epoch::Binding;
-use super::freshness::{Record, stale};
 use super::journal::{self, Entry, Record as Block};
 use super::keyring::Keyring;
 use super::layout::{BLOCK, Layout};
@@ -41,9 +41,9 @@ pub(crate) fn recover(
     layout: &Layout,
     keys: &Keyring,
     superblock: &Superblock,
-    anchor: Option<&Record>,
+    anchor: Option<&Anchored>,
 ) -> Result<Recovered> {
-    let known = superblock.fence.seq.max(superblock.cut.seq).max(anchor.map_or(0, |record| record.seq));
+    let known = superblock.fence.seq.max(superblock.cut.seq).max(anchor.map_or(0, |record| record.sequence));
     let mut walk = Walk {
         store,
         layout,
@@ -52,19 +52,16 @@ pub(crate) fn recover(
         anchor,
         link: superblock.cut,
         known,
-        anchor_seen: anchor.is_none_or(|record| carries(record, superblock.cut)),
+        at_anchor: None,
         fence_seen: superblock.cut.seq >= superblock.fence.seq,
         group: Vec::new(),
         waiting: VecDeque::new(),
         overlay: Stage::new(),
         accepted: superblock.cut,
     };
+    walk.look_for_anchor();
     walk.run()?;
     walk.finish()
-}
-
-fn carries(record: &Record, link: Link) -> bool {
-    record.seq == link.seq && record.tag == link.tag
 }
 
 /// A complete group.
@@ -78,12 +75,13 @@ struct Walk<'a> {
     layout: &'a Layout,
     keys: &'a Keyring,
     superblock: &'a Superblock,
-    anchor: Option<&'a Record>,
+    anchor: Option<&'a Anchored>,
     /// The last block of the chain so far.
     link: Link,
     /// The last block that is known to have been durable before the crash.
     known: u64,
-    anchor_seen: bool,
+    /// The tag at the sequence number that the anchor remembers.
+    at_anchor: Option<[u8; 16]>,
     fence_seen: bool,
     /// Entries of the group that has not ended yet.
     group: Vec<Entry>,
@@ -149,7 +147,7 @@ impl Walk<'_> {
 
     fn take(&mut self, block: Block) -> Result<()> {
         self.link = Link { seq: self.link.seq + 1, tag: block.tag };
-        self.anchor_seen |= self.anchor.is_some_and(|record| carries(record, self.link));
+        self.look_for_anchor();
         self.fence_seen |= self.link == self.superblock.fence;
         self.known = self.known.max(block.synced.min(self.link.seq));
         self.group.extend(block.entries);
@@ -162,6 +160,12 @@ impl Walk<'_> {
             group.map_or(Ok(()), |group| self.accept(&group))?;
         }
         Ok(())
+    }
+
+    fn look_for_anchor(&mut self) {
+        if self.anchor.is_some_and(|record| record.sequence == self.link.seq) {
+            self.at_anchor = Some(self.link.tag);
+        }
     }
 
     fn accept(&mut self, group: &Group) -> Result<()> {
@@ -192,8 +196,8 @@ impl Walk<'_> {
             return Err(Error::new(ErrorKind::TamperedBlock, what)
                 .hint("the store was changed behind our back, or is failing"));
         }
-        if !self.anchor_seen {
-            return Err(stale("the journal does not have what the anchor remembers"));
+        if let Some(record) = self.anchor {
+            record.check(self.superblock.generation, self.at_anchor)?;
         }
         while let Some(group) = self.waiting.pop_front() {
             let believe =

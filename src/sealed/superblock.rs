@@ -7,6 +7,7 @@
 use crate::crypto::MacKey;
 use crate::error::{Error, ErrorKind, Result};
 
+use super::header::HeaderPin;
 use super::layout::{BLOCK, Layout, Parameters};
 use super::pointer::{BlkPtr, POINTER_LEN, u32_at, u64_at};
 
@@ -58,15 +59,6 @@ impl Link {
         tag.copy_from_slice(&bytes[8..24]);
         Self { seq: u64_at(bytes, 0), tag }
     }
-}
-
-/// The header that belongs to a superblock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeaderPin {
-    /// The header's sequence number.
-    pub sequence: u64,
-    /// SHA-256 of the header's 4096 bytes.
-    pub digest: [u8; 32],
 }
 
 /// What a superblock says.

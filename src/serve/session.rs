@@ -1,6 +1,7 @@
 //! A connection from its first byte to its last: handshake, then requests until the client leaves, the
 //! server stops, or the client breaks the protocol.
 
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,10 +14,12 @@ use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
 use super::execute::execute;
+use super::limits::{REFUSED, cost};
 use super::negotiate::{Ended, negotiate};
 use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
+use super::registry::Place;
 use super::server::{Offer, Shared};
 
 /// Replies gather while more requests are at hand, up to so many of them ...
@@ -26,9 +29,9 @@ const GATHER: usize = 32;
 const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
-pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) {
+pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) {
     let peer = stream.peer().to_owned();
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream, place)));
     stream.hang_up();
     match outcome {
         Ok(Ok(ended)) => tracing::info!(peer, "connection ended: {ended}"),
@@ -37,25 +40,38 @@ pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) {
     }
 }
 
-fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) -> std::io::Result<Ended> {
+fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) -> std::io::Result<Ended> {
+    let limits = &shared.limits;
     let mut receiver = Receiver::new(Arc::clone(stream));
-    let negotiated = match negotiate(shared, offer, stream, &mut receiver)? {
-        Ok(negotiated) => negotiated,
-        Err(ended) => return Ok(ended),
+    stream.set_send_deadline(Some(limits.handshake))?;
+    let negotiated = match negotiate(shared, offer, stream, place, &mut receiver) {
+        _ if place.is_ousted() => return Ok("the handshake made room for a newer one".into()),
+        Ok(Ok(negotiated)) => negotiated,
+        Ok(Err(ended)) => return Ok(ended),
+        Err(error) => return Err(error),
     };
+    stream.set_receive_deadline(Some(limits.stall))?;
+    stream.set_send_deadline(Some(limits.reply))?;
+    receiver.attached();
     let service = &shared.services[negotiated.index];
     tracing::info!(peer = stream.peer(), export = service.export.name(), client = %stream.identity(), "client attached");
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
         negotiated,
-        outbox: Outbox::new(Arc::clone(stream)),
+        outbox: Outbox::new(Arc::clone(stream), limits.reply),
         placement: Placement::default(),
         stream: Arc::clone(stream),
     });
     let result = session.transmit(&mut receiver);
     session.outbox.close();
-    result
+    match result {
+        _ if session.outbox.is_overdue() => Ok("the client did not read its replies".into()),
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Ok("a request did not arrive whole".into())
+        }
+        result => result,
+    }
 }
 
 /// What a connection's own thread and the workers share in its transmission phase.
@@ -71,8 +87,8 @@ pub(super) struct Session {
 impl Session {
     /// Reads requests until the stream ends, and sees every admitted one through.
     fn transmit(self: &Arc<Self>, receiver: &mut Receiver) -> std::io::Result<Ended> {
-        let limits = &self.shared.limits;
-        let credits = Credits::new(limits.requests_per_connection, limits.bytes_per_connection);
+        let shared = &self.shared;
+        let credits = Credits::new(&shared.limits, shared.shares, &shared.budget);
         let ended = self.read_requests(receiver, &credits);
         self.outbox.send();
         credits.wait_until_idle();
@@ -91,7 +107,7 @@ impl Session {
                 self.outbox.send();
                 (gathered, bytes) = (0, 0);
             }
-            let Some(header) = receiver.array::<REQUEST_HEADER_LEN>()? else {
+            let Some(header) = receiver.header::<REQUEST_HEADER_LEN>()? else {
                 return Ok("the client left".into());
             };
             gathered += 1;
@@ -101,25 +117,26 @@ impl Session {
                 }
                 Admission::Accept(request) => {
                     bytes += buffer_len(&request.command);
-                    let credit = self.admit(credits, &request);
+                    let credit = self.admit(credits, cost(&request.command));
                     let data = self.receive_data(receiver, &request)?;
                     self.place(request, data, credit);
                 }
                 Admission::Refuse(refused) => {
                     tracing::debug!(peer = self.stream.peer(), command = refused.command, answer = ?refused.error, "refused");
+                    // Its reply takes up memory like any other, until the client reads it.
+                    let credit = self.admit(credits, REFUSED);
                     // The payload of a refused write is data, whatever it looks like.
                     receiver.discard(refused.drain)?;
                     let answer = self.negotiated.replies().error(refused.cookie, refused.error);
-                    self.reply(Answer::Bare(answer), None);
+                    self.reply(Answer::Bare(answer), credit);
                 }
                 Admission::Close(reason) => return Ok(reason.to_string().into()),
             }
         }
     }
 
-    /// Waits until the connection may have one more request in flight.
-    fn admit(&self, credits: &Arc<Credits>, request: &Request) -> Credit {
-        let bytes = buffer_len(&request.command);
+    /// Waits until the connection may have one more request in flight, which holds `bytes`.
+    fn admit(&self, credits: &Arc<Credits>, bytes: usize) -> Credit {
         credits.try_admit(bytes).unwrap_or_else(|| {
             // Credits come back with replies that have left, and some of those may wait for us.
             self.outbox.send();
@@ -135,20 +152,20 @@ impl Session {
             // The rest may be long in coming, and the client in want of what is ready.
             self.outbox.send();
         }
-        receiver.read_exact(&mut buffer)?;
+        receiver.read_exact(&mut buffer, self.shared.limits.stall)?;
         Ok(Some(buffer))
     }
 
     /// Carries the request out here, or has a worker do it.
     fn place(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit) {
         if self.placement.is_inline(&request.command) {
-            self.reply(self.execute(&request, data), Some(credit));
+            self.reply(self.execute(&request, data), credit);
             return;
         }
         let session = Arc::clone(self);
         self.shared.workers.submit(Box::new(move || {
             if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
-                session.reply(answer, Some(credit));
+                session.reply(answer, credit);
                 session.outbox.send_now();
             } else {
                 tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
@@ -168,12 +185,12 @@ impl Session {
         answer
     }
 
-    fn reply(&self, answer: Answer, credit: Option<Credit>) {
+    fn reply(&self, answer: Answer, credit: Credit) {
         self.outbox.push(Reply { answer, credit });
     }
 }
 
-/// How much memory a request holds until its reply has left.
+/// How much data a request moves through a buffer.
 fn buffer_len(command: &Command) -> usize {
     match command {
         Command::Read { len, .. } | Command::Write { len, .. } => len.to_usize().unwrap_or(usize::MAX),

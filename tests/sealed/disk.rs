@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use hostveil::anchor::{Anchor, SignedRecord};
 use hostveil::backing::{Backing, Run};
 use hostveil::error::{Error, ErrorKind, Result};
-use hostveil::sealed::{Anchor, Record};
 use hostveil::units::{ByteCount, ByteOffset};
 
 use crate::random::Random;
@@ -320,7 +320,7 @@ impl Backing for SimDisk {
 /// it is being moved.
 pub(crate) struct SimAnchor {
     disk: Arc<SimDisk>,
-    record: Mutex<Option<Record>>,
+    record: Mutex<Option<SignedRecord>>,
 }
 
 impl SimAnchor {
@@ -331,19 +331,28 @@ impl SimAnchor {
 }
 
 impl Anchor for SimAnchor {
-    fn read(&self) -> Result<Option<Record>> {
-        Ok(*self.record.lock().unwrap())
+    fn read(&self) -> Result<SignedRecord> {
+        self.record.lock().unwrap().ok_or_else(|| Error::new(ErrorKind::NotFound, "no record"))
     }
 
-    fn compare_and_swap(&self, old: Option<&Record>, new: &Record) -> Result<()> {
+    fn create(&self, first: &SignedRecord) -> Result<()> {
+        assert!(self.record.lock().unwrap().replace(*first).is_none());
+        Ok(())
+    }
+
+    fn compare_and_swap(&self, old: &SignedRecord, new: &SignedRecord) -> Result<()> {
         let mut state = self.disk.lock();
         let down = state.step()?;
         let done = !down || state.random.below(2) == 0;
         let mut record = self.record.lock().unwrap();
-        assert_eq!(record.as_ref(), old, "the anchor moved under its volume");
+        assert_eq!(*record, Some(*old), "the anchor moved under its volume");
         if done {
             *record = Some(*new);
         }
         if down { Err(crashed()) } else { Ok(()) }
+    }
+
+    fn describe(&self) -> String {
+        "the simulated anchor".to_owned()
     }
 }

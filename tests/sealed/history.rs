@@ -1,6 +1,7 @@
 //! Histories: what a guest and its machine do to a volume, made from a seed, and how to make one shorter.
 
-use hostveil::sealed::{Follow, Limits, Parameters};
+use hostveil::anchor::AnchorMode;
+use hostveil::sealed::{Limits, Parameters};
 
 use crate::disk::Crash;
 use crate::random::Random;
@@ -40,7 +41,7 @@ pub(crate) struct History {
     /// Its limits.
     pub(crate) limits: Limits,
     /// Its anchor.
-    pub(crate) anchor: Option<Follow>,
+    pub(crate) anchor: Option<AnchorMode>,
     /// What happens.
     pub(crate) steps: Vec<Step>,
 }
@@ -62,7 +63,7 @@ impl History {
             overlay: random.pick(&[8, 40, 1000]),
             punch: random.pick(&[0, 1, 3]),
         };
-        let anchor = random.pick(&[None, Some(Follow::Flush), Some(Follow::Later)]);
+        let anchor = random.pick(&[None, Some(AnchorMode::Strict), Some(AnchorMode::Lazy)]);
         let mut history = Self { parameters, limits, anchor, steps: Vec::new() };
         let fails = random.below(4) == 0;
         for _ in 0..random.below(6) + 2 {
@@ -73,7 +74,9 @@ impl History {
 
     /// What happens from one start of the machine to the next.
     fn add_run(&mut self, random: &mut Random, fails: bool) {
-        let hot = (0..random.below(10) + 2).map(|_| random.below(self.parameters.logical_blocks)).collect::<Vec<_>>();
+        let hot = (0..random.below(10) + 2)
+            .map(|_| random.below(self.parameters.logical_blocks))
+            .collect::<Vec<_>>();
         // How far the machine gets: into its first steps mostly, where every operation is another place.
         let length = random.pick(&[5, 15, 40]);
         let armed = random.below(5) > 0;

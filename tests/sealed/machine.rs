@@ -9,14 +9,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hostveil::anchor::Anchor;
 use hostveil::backing::Backing;
 use hostveil::block::{BufferPool, Disk, Durability, Zeroing};
 use hostveil::crypto::Suite;
 use hostveil::env::OsEntropy;
 use hostveil::error::Error;
-use hostveil::sealed::{
-    Anchor, Device, HeaderPin, KeySchedule, MountOptions, VolumeId, format_volume,
-};
+use hostveil::sealed::{Device, HeaderPin, KeySchedule, MountOptions, VolumeId, format_volume};
 use hostveil::secret::{SecretBytes, VolumeKey};
 use hostveil::units::{ByteCount, ByteOffset};
 
@@ -75,12 +74,19 @@ pub(crate) fn run(history: &History) -> Result<Summary, String> {
     let store = Arc::new(SimDisk::new(size.0));
     let anchor = history.anchor.map(|_| Arc::new(SimAnchor::new(Arc::clone(&store))));
     let backing: Arc<dyn Backing> = Arc::<SimDisk>::clone(&store);
-    let kept = anchor.as_ref().map(|anchor| anchor.as_ref() as &dyn Anchor);
+    let kept = anchor.as_ref().map(|anchor| Arc::clone(anchor) as Arc<dyn Anchor>);
     format_volume(&backing, keys(), HEADER, history.parameters, kept, &OsEntropy).map_err(told)?;
     let (device, disk) = mount(history, &store, anchor.as_ref()).map_err(told)?;
     let guest = Guest { now: Contents::new(), base: Contents::new(), since: Vec::new(), next: 1 };
-    let machine =
-        Machine { history: history.clone(), store, anchor, disk, device, guest, pool: BufferPool::new(1 << 20) };
+    let machine = Machine {
+        history: history.clone(),
+        store,
+        anchor,
+        disk,
+        device,
+        guest,
+        pool: BufferPool::new(1 << 20),
+    };
     let machine = Rc::new(RefCell::new(machine));
     let mut summary = Summary::default();
     let mut last_place = (Crash::Power, 1);
@@ -116,7 +122,7 @@ fn mount(
     store: &Arc<SimDisk>,
     anchor: Option<&Arc<SimAnchor>>,
 ) -> Result<(Device, Disk), Error> {
-    let anchor = anchor.zip(history.anchor).map(|(a, follow)| (Arc::clone(a) as Arc<dyn Anchor>, follow));
+    let anchor = anchor.zip(history.anchor).map(|(a, mode)| (Arc::clone(a) as Arc<dyn Anchor>, mode));
     let options = MountOptions {
         read_only: false,
         header: HEADER,
@@ -182,6 +188,8 @@ fn perform(machine: &Shared, step: Step) -> Result<Outcome, String> {
         Step::Restart { .. } => Ok(()),
     };
     match result {
+        // It may have gone down under another request that came in meanwhile.
+        Ok(()) if machine.borrow().store.is_dead() => Ok(Outcome::Down),
         Ok(()) => Ok(Outcome::Done),
         Err(error) if machine.borrow().store.is_dead() || poisoned(&error) => Ok(Outcome::Down),
         Err(error) => Err(told(error)),
@@ -221,12 +229,14 @@ fn disturb(machine: &Shared, random: &mut Random) {
         0..6 if room => {
             let (data, _) = machine.borrow_mut().note_write(lba, blocks);
             let disk = machine.borrow().disk.clone();
-            let _ = disk.write(ByteOffset(lba * 4096), data, Durability::Flush);
+            let written = disk.write(ByteOffset(lba * 4096), data, Durability::Flush);
+            assert!(written.is_ok() || machine.borrow().store.is_dead());
         }
         6..8 if room => {
             machine.borrow_mut().note_trim(lba, blocks);
             let disk = machine.borrow().disk.clone();
-            let _ = disk.discard(ByteOffset(lba * 4096), ByteCount(blocks * 4096), Durability::Flush);
+            let (at, len) = (ByteOffset(lba * 4096), ByteCount(blocks * 4096));
+            assert!(disk.discard(at, len, Durability::Flush).is_ok() || machine.borrow().store.is_dead());
         }
         _ => {
             let checked = machine.borrow().check_read(lba, blocks);
@@ -401,7 +411,12 @@ impl Machine {
             .filter(|lba| found.get(lba).unwrap_or(&0) != self.guest.base.get(lba).unwrap_or(&0))
             .map(|lba| {
                 let get = |contents: &Contents| contents.get(lba).copied().unwrap_or(0);
-                format!("block {lba}: acknowledged {}, last {}, found {}", get(&self.guest.base), get(&self.guest.now), get(found))
+                format!(
+                    "block {lba}: acknowledged {}, last {}, found {}",
+                    get(&self.guest.base),
+                    get(&self.guest.now),
+                    get(found)
+                )
             })
             .collect();
         format!("no prefix of what was done gives what is there: {}", differ.join("; "))
