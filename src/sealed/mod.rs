@@ -8,6 +8,7 @@
 
 mod allocator;
 mod bits;
+mod check;
 mod checkpoint;
 mod choose;
 mod commit;
@@ -17,6 +18,7 @@ mod device;
 mod epoch;
 mod format;
 mod freshness;
+mod grow;
 mod header;
 mod journal;
 #[cfg(test)]
@@ -41,6 +43,7 @@ mod unlock;
 mod write;
 
 pub use self::core::Limits;
+pub use check::{Checked, check};
 pub use choose::pinned_header;
 pub use describe::{HeaderDescription, SlotDescription};
 pub use device::{Device, Usage};
@@ -48,6 +51,7 @@ pub use epoch::{
     Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, JOURNAL_AAD_HEADER, Kind, Version,
 };
 pub use format::format_volume;
+pub use grow::grow;
 pub use header::{CopyPlace, HEADER_LEN, HeaderPin, SLOTS, looks_like_sealed};
 pub use keys::{FreshSalt, HeaderMac, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
 pub use layout::Parameters;

@@ -42,16 +42,16 @@ pub struct MountOptions {
 
 /// Mounts a volume. The caller has locked the store.
 pub(crate) fn mount(
-    backing: Arc<dyn Backing>,
+    backing: &Arc<dyn Backing>,
     keys: KeySchedule,
     options: &MountOptions,
     entropy: &dyn Entropy,
 ) -> Result<Core> {
-    let store = Arc::new(Store::new(Arc::clone(&backing)));
+    let store = Arc::new(Store::new(Arc::clone(backing)));
     if !options.read_only && !active(Mutant::SyncAfterRead) {
         store.settle()?;
     }
-    let state = read_state(&backing, store, keys, options)?;
+    let state = read_state(backing, store, keys, options)?;
     match options.read_only {
         true => Ok(state.into_core(options)),
         false => begin_epoch(state, options, entropy),
@@ -192,7 +192,7 @@ fn begin_epoch(mut state: State, options: &MountOptions, entropy: &dyn Entropy) 
     state.superblock.salt = fresh.bytes();
     state.superblock.fence = state.tail;
     state.keys = state.keys.advance(fresh)?;
-    write_superblock(&state.store, &state.superblock, &state.keys)?;
+    write_superblock(&state.store, &state.superblock, state.keys.mac())?;
     state.store.sync()?;
     state.freshness.advance(state.superblock.generation, state.tail)?;
     Ok(state.into_core(options))
