@@ -10,6 +10,8 @@ mod keys;
 mod slot;
 mod slots;
 mod unlock;
+#[cfg(test)]
+mod vectors;
 
 pub use describe::{HeaderDescription, SlotDescription};
 pub use epoch::{
