@@ -294,6 +294,11 @@ impl Unlocked {
         &self.keys
     }
 
+    /// The same keys once more, for a mount that leaves the header changeable.
+    pub fn derive_keys(&self) -> Result<KeySchedule> {
+        KeySchedule::new(self.header.volume, &self.key)
+    }
+
     /// The keys alone; the volume key itself, which only changes of key slots need, is zeroed.
     pub fn into_keys(self) -> KeySchedule {
         self.keys

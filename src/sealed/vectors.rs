@@ -43,7 +43,7 @@ struct Vectors(Vec<(String, String)>);
 
 impl Vectors {
     fn add(&mut self, name: impl Into<String>, bytes: &[u8]) {
-        let digits = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         self.0.push((name.into(), digits));
     }
 }
