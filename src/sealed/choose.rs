@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::header::HeaderPin;
 use super::keys::{KeySchedule, SuperblockMac};
-use super::layout::{BLOCK, offset_of};
+use super::layout::{BLOCK, Parameters, offset_of};
 use super::superblock::{SLOTS, Superblock};
 
 /// The header that the volume's superblock names, for whoever unlocks the header.
@@ -17,7 +17,16 @@ use super::superblock::{SLOTS, Superblock};
 /// # Errors
 /// Those of reading the superblock: [`ErrorKind::CorruptHeader`] when none is authentic.
 pub fn pinned_header(backing: &dyn Backing, keys: &KeySchedule) -> Result<HeaderPin> {
-    superblock(backing, &keys.superblock_mac()?, keys.volume().uuid).map(|found| found.header)
+    pinned(backing, keys).map(|(header, _)| header)
+}
+
+/// The header that the volume's superblock names, and what its layout follows from.
+///
+/// # Errors
+/// As [`pinned_header`].
+pub fn pinned(backing: &dyn Backing, keys: &KeySchedule) -> Result<(HeaderPin, Parameters)> {
+    let found = superblock(backing, &keys.superblock_mac()?, keys.volume().uuid)?;
+    Ok((found.header, found.parameters))
 }
 
 /// The volume's superblock.

@@ -205,6 +205,8 @@ impl Core {
     pub(crate) fn usage(&self) -> Usage {
         let (seq, released) = self.journal_span();
         Usage {
+            data_blocks: self.layout.all_data_blocks(),
+            journal_blocks: self.layout.journal_blocks(),
             free_blocks: self.allocator.free_blocks(),
             group_room: self.group_limit().saturating_sub(self.stages().pending.reserved()),
             journal_room: self.layout.journal_blocks() - (seq - released),

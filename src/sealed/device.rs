@@ -36,10 +36,14 @@ pub struct Device {
 /// How full the parts of a mounted volume are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
+    /// Data blocks in all.
+    pub data_blocks: u64,
     /// Data blocks that can be written.
     pub free_blocks: u64,
     /// Entries that the current group has room for.
     pub group_room: u64,
+    /// Journal blocks in all.
+    pub journal_blocks: u64,
     /// Journal blocks that can be written before a checkpoint must end.
     pub journal_room: u64,
     /// Entries of the overlay.

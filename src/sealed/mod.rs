@@ -7,6 +7,7 @@
 //! (docs/sealed-format.md). No thread, clock or randomness of its own: whoever drives it brings them.
 
 mod allocator;
+mod amend;
 mod bits;
 mod check;
 mod checkpoint;
@@ -40,12 +41,15 @@ mod stage;
 mod store;
 mod superblock;
 mod unlock;
+#[cfg(test)]
+mod vectors;
 mod write;
 
 pub use self::core::Limits;
+pub use amend::{accept_state, found_state, pin_header};
 pub use check::{Checked, check};
-pub use choose::pinned_header;
-pub use describe::{HeaderDescription, SlotDescription};
+pub use choose::{pinned, pinned_header};
+pub use describe::{HeaderDescription, SlotDescription, SuperblockDescription, describe_superblock};
 pub use device::{Device, Usage};
 pub use epoch::{
     Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, JOURNAL_AAD_HEADER, Kind, Version,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::anchor::{Anchor, AnchorMode, Session};
+use crate::anchor::{Anchor, AnchorMode, Record, Session};
 use crate::backing::Backing;
 use crate::env::Entropy;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +58,35 @@ pub(crate) fn mount(
     }
 }
 
+/// What is in a store, as an anchor would remember it; nothing is written.
+pub(super) fn found(backing: &Arc<dyn Backing>, keys: KeySchedule, options: &MountOptions) -> Result<Record> {
+    let store = Arc::new(Store::new(Arc::clone(backing)));
+    read_state(backing, store, keys, options).map(|state| state.record())
+}
+
+/// Begins an epoch on what is in a store, whatever an anchor remembers, as the generation that
+/// `generation_of` chooses for it, or the one after that; answers with what the anchor is to remember from now on.
+pub(super) fn accept(
+    backing: &Arc<dyn Backing>,
+    keys: KeySchedule,
+    options: &MountOptions,
+    generation_of: impl FnOnce(&Record) -> Result<u64>,
+    entropy: &dyn Entropy,
+) -> Result<Record> {
+    let store = Arc::new(Store::new(Arc::clone(backing)));
+    store.settle()?;
+    let mut state = read_state(backing, store, keys, options)?;
+    let found = state.record();
+    let mut generation = generation_of(&found)?;
+    // The slots of the generation that is found must stay as they are until the new one is durable.
+    if generation % 2 == found.generation % 2 {
+        generation += 1;
+    }
+    state.superblock.generation = generation - 1;
+    begin_epoch(state, options, entropy)?;
+    Ok(Record { generation, ..found })
+}
+
 /// What is known once everything has been read and nothing written.
 struct State {
     store: Arc<Store>,
@@ -73,6 +102,12 @@ struct State {
 }
 
 impl State {
+    fn record(&self) -> Record {
+        let Link { seq: sequence, tag } = self.tail;
+        let uuid = self.keys.volume().uuid;
+        Record { uuid, generation: self.superblock.generation, sequence, tag }
+    }
+
     fn into_core(self, options: &MountOptions) -> Core {
         let limits = options.limits.unwrap_or_else(|| Limits::for_volume(self.layout.logical_blocks()));
         let Self { store, layout, keys, pages, superblock, bitmap, used, overlay, tail, freshness } = self;

@@ -121,6 +121,13 @@ impl Superblock {
         Ok(bytes)
     }
 
+    /// What bytes claim that look like a superblock, for people: generation, epoch, parameters. Nobody
+    /// vouches for it.
+    pub(crate) fn claims(bytes: &[u8; BLOCK]) -> Option<(u64, u32, Parameters)> {
+        let looks_right = bytes.starts_with(MAGIC) && u32_at(bytes, VERSION_AT) == VERSION;
+        looks_right.then(|| (u64_at(bytes, GENERATION), u32_at(bytes, EPOCH), parameters_in(bytes)))
+    }
+
     /// Reads a superblock; `None` for bytes that the volume's key does not vouch for.
     ///
     /// # Errors
@@ -138,13 +145,7 @@ impl Superblock {
             let what = format!("the superblock has version {version} or features that this program lacks");
             return Err(Error::new(ErrorKind::Unsupported, what).hint("use a later version of hostveil"));
         }
-        let parameters = Parameters {
-            logical_blocks: u64_at(bytes, LOGICAL_BLOCKS),
-            group_shift: u32_at(bytes, GROUP_SHIFT),
-            group_spare: u32_at(bytes, GROUP_SPARE),
-            journal_blocks: u32_at(bytes, JOURNAL_BLOCKS),
-            epochs: u32_at(bytes, EPOCHS),
-        };
+        let parameters = parameters_in(bytes);
         let layout = Layout::new(parameters).map_err(|e| {
             Error::new(ErrorKind::CorruptHeader, "the superblock's parameters contradict themselves")
                 .because(e)
@@ -165,6 +166,16 @@ impl Superblock {
         superblock.header.digest.copy_from_slice(&bytes[HEADER_DIGEST..LOGICAL_BLOCKS]);
         superblock.salt.copy_from_slice(&bytes[SALT..RESERVED]);
         Ok(Some(superblock))
+    }
+}
+
+fn parameters_in(bytes: &[u8; BLOCK]) -> Parameters {
+    Parameters {
+        logical_blocks: u64_at(bytes, LOGICAL_BLOCKS),
+        group_shift: u32_at(bytes, GROUP_SHIFT),
+        group_spare: u32_at(bytes, GROUP_SPARE),
+        journal_blocks: u32_at(bytes, JOURNAL_BLOCKS),
+        epochs: u32_at(bytes, EPOCHS),
     }
 }
 

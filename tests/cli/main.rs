@@ -2,6 +2,8 @@
 //! changes nothing. Needs no peer.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
+mod accept_restore;
+mod anchors;
 mod arguments;
 mod busy;
 mod config;
@@ -18,6 +20,10 @@ mod overwrite;
 mod pins;
 mod prompt;
 mod ready;
+mod sealed_format;
+mod sealed_inspect;
+mod sealed_keys;
+mod sealed_serve;
 mod service_manager;
 mod wrong_device;
 mod wrong_key;
