@@ -233,7 +233,7 @@ fn sealed_case(suite: Suite, parameters: sealed::Parameters) -> Case {
     let opened = pool.clone();
     let open = move |read_only| {
         let options = sealed::MountOptions { read_only, header, anchor: None, limits: None, clocks: (1, 2) };
-        let device = sealed::Device::mount(Arc::clone(&store), keys(), &options, &OsEntropy).unwrap();
+        let device = sealed::Device::mount(&store, keys(), &options, &OsEntropy).unwrap();
         Disk::new(ByteGranular::new(Disk::new(device), opened.clone()))
     };
     Case { pool, open: Box::new(open) }

@@ -160,7 +160,7 @@ mod tests {
             let unlocked = self.unlock("secret")?;
             let anchor = Some((self.anchor(), AnchorMode::Strict));
             let options = MountOptions { anchor, ..options(unlocked.pin(), false, (1, 2)) };
-            Device::mount(self.backing(), unlocked.into_keys(), &options, &OsEntropy)
+            Device::mount(&self.backing(), unlocked.into_keys(), &options, &OsEntropy)
         }
 
         /// Mounts, writes a block of `byte`, flushes, and lets the power go out.

@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
+use crate::crypto::MacKey;
 use crate::error::Result;
 
 use super::bits::Bits;
 use super::core::{Core, Root};
+use super::keys::SuperblockMac;
 use super::layout::BLOCK;
 use super::merge::{BitmapChanges, MapChanges, Merged};
 use super::mutants::{Mutant, active};
@@ -58,7 +60,7 @@ impl Core {
         if active(Mutant::FreeBeforeSuperblock) {
             self.release(&changes, frozen)?;
         }
-        write_superblock(&self.store, &superblock, &self.keys)?;
+        write_superblock(&self.store, &superblock, self.keys.mac())?;
         self.store.sync_pages()?;
         if active(Mutant::AnchorAfterSuperblock) {
             self.freshness.advance(superblock.generation, cut)?;
@@ -138,9 +140,9 @@ impl Core {
 pub(crate) fn write_superblock(
     store: &Store,
     superblock: &Superblock,
-    keys: &super::keyring::Keyring,
+    key: &MacKey<SuperblockMac>,
 ) -> Result<()> {
-    let bytes: Box<[u8; BLOCK]> = superblock.encode(keys.mac())?;
+    let bytes: Box<[u8; BLOCK]> = superblock.encode(key)?;
     Superblock::slots_of(superblock.generation)
         .into_iter()
         .try_for_each(|slot| store.write(slot, bytes.as_slice()))

@@ -28,6 +28,16 @@ pub(crate) enum Durable {
     Later,
 }
 
+/// What there is to commit.
+enum Taken {
+    /// Nothing was written since the last group.
+    Nothing,
+    /// A group, which is `writing` from here on.
+    Group(Arc<Stage>),
+    /// A group that the journal has no room for before the next checkpoint.
+    NoRoom,
+}
+
 impl Core {
     /// Writes the current group to the journal. With [`Durable::Now`] everything that was acknowledged
     /// before is durable, and at the anchor if that follows flushes, when this returns.
@@ -35,28 +45,29 @@ impl Core {
         loop {
             let mut tail = self.committing();
             self.store.check()?;
-            if let Some(group) = self.take_group(&tail) {
-                let Some(group) = group else { return self.make_durable(&mut tail, durable) };
-                return self.write_group(&mut tail, &group, durable);
+            match self.take_group(&tail) {
+                Taken::Nothing => return self.make_durable(&mut tail, durable),
+                Taken::Group(group) => return self.write_group(&mut tail, &group, durable),
+                Taken::NoRoom => {}
             }
             drop(tail);
             self.run_checkpoint()?;
         }
     }
 
-    /// Ends the current group: `Some(None)` if there is nothing in it, `None` if the journal has no room.
-    fn take_group(&self, tail: &Tail) -> Option<Option<Arc<Stage>>> {
+    /// Ends the current group.
+    fn take_group(&self, tail: &Tail) -> Taken {
         let mut stages = self.stages_mut();
         if stages.pending.is_empty() {
-            return Some(None);
+            return Taken::Nothing;
         }
         let blocks = stages.pending.entries().div_ceil(ENTRIES as u64);
         if tail.link.seq + blocks - self.released() > self.layout.journal_blocks() {
-            return None;
+            return Taken::NoRoom;
         }
         let group = std::mem::replace(&mut stages.pending, Arc::new(Stage::new()));
         stages.writing = Some(Arc::clone(&group));
-        Some(Some(group))
+        Taken::Group(group)
     }
 
     fn write_group(&self, tail: &mut Tail, group: &Stage, durable: Durable) -> Result<()> {

@@ -62,7 +62,7 @@ impl Device {
     /// when the volume is older than its anchor remembers; [`crate::error::ErrorKind::ReadOnly`] when it has no epoch
     /// left.
     pub fn mount(
-        backing: Arc<dyn Backing>,
+        backing: &Arc<dyn Backing>,
         keys: KeySchedule,
         options: &MountOptions,
         entropy: &dyn Entropy,

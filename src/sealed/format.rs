@@ -56,7 +56,7 @@ pub fn format_volume(
         store.write(slot, &[0; BLOCK])?;
     }
     store.sync()?;
-    write_superblock(&store, &superblock, &keyring)?;
+    write_superblock(&store, &superblock, keyring.mac())?;
     store.sync()?;
     if let Some(anchor) = anchor {
         let first = Record { uuid, generation: 1, sequence: 0, tag: [0; 16] };

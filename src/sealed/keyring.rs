@@ -83,6 +83,11 @@ impl Keyring {
         self.writer()?.fresh_versions(count)
     }
 
+    /// One version to seal with.
+    pub(crate) fn version(&self) -> Result<FreshVersion> {
+        self.writer()?.fresh_version()
+    }
+
     /// Encrypts `data` in place; gives the version and the tag that a pointer to it must have.
     pub(crate) fn seal(
         &self,

@@ -213,8 +213,7 @@ impl Writer<'_> {
         let in_first = old.pba == core.layout.home(page, false);
         let pba = core.layout.home(page, in_first != active(Mutant::InPlacePages));
         let mut sealed: Box<[u8; BLOCK]> = Box::new(*content);
-        let version = core.keys.versions(1)?.next();
-        let version = version.ok_or_else(|| inconsistent(pba))?;
+        let version = core.keys.version()?;
         let (ver, tag) =
             core.keys.seal(version, &binding(&core.keys.volume(), page), sealed.as_mut_slice())?;
         core.store.write(pba, sealed.as_slice())?;

@@ -9,6 +9,7 @@
 mod allocator;
 mod amend;
 mod bits;
+mod check;
 mod checkpoint;
 mod choose;
 mod commit;
@@ -18,6 +19,7 @@ mod device;
 mod epoch;
 mod format;
 mod freshness;
+mod grow;
 mod header;
 mod journal;
 #[cfg(test)]
@@ -45,6 +47,7 @@ mod write;
 
 pub use self::core::Limits;
 pub use amend::{accept_state, found_state, pin_header};
+pub use check::{Checked, check};
 pub use choose::{pinned, pinned_header};
 pub use describe::{HeaderDescription, SlotDescription, SuperblockDescription, describe_superblock};
 pub use device::{Device, Usage};
@@ -52,6 +55,7 @@ pub use epoch::{
     Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, JOURNAL_AAD_HEADER, Kind, Version,
 };
 pub use format::format_volume;
+pub use grow::grow;
 pub use header::{CopyPlace, HEADER_LEN, HeaderPin, SLOTS, looks_like_sealed};
 pub use keys::{FreshSalt, HeaderMac, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
 pub use layout::Parameters;

@@ -42,16 +42,16 @@ pub struct MountOptions {
 
 /// Mounts a volume. The caller has locked the store.
 pub(crate) fn mount(
-    backing: Arc<dyn Backing>,
+    backing: &Arc<dyn Backing>,
     keys: KeySchedule,
     options: &MountOptions,
     entropy: &dyn Entropy,
 ) -> Result<Core> {
-    let store = Arc::new(Store::new(Arc::clone(&backing)));
+    let store = Arc::new(Store::new(Arc::clone(backing)));
     if !options.read_only && !active(Mutant::SyncAfterRead) {
         store.settle()?;
     }
-    let state = read_state(&backing, store, keys, options)?;
+    let state = read_state(backing, store, keys, options)?;
     match options.read_only {
         true => Ok(state.into_core(options)),
         false => begin_epoch(state, options, entropy),
@@ -65,7 +65,7 @@ pub(super) fn found(backing: &Arc<dyn Backing>, keys: KeySchedule, options: &Mou
 }
 
 /// Begins an epoch on what is in a store, whatever an anchor remembers, as the generation that
-/// `generation_of` chooses for it; answers with what the anchor is to remember from now on.
+/// `generation_of` chooses for it, or the one after that; answers with what the anchor is to remember from now on.
 pub(super) fn accept(
     backing: &Arc<dyn Backing>,
     keys: KeySchedule,
@@ -77,7 +77,11 @@ pub(super) fn accept(
     store.settle()?;
     let mut state = read_state(backing, store, keys, options)?;
     let found = state.record();
-    let generation = generation_of(&found)?;
+    let mut generation = generation_of(&found)?;
+    // The slots of the generation that is found must stay as they are until the new one is durable.
+    if generation % 2 == found.generation % 2 {
+        generation += 1;
+    }
     state.superblock.generation = generation - 1;
     begin_epoch(state, options, entropy)?;
     Ok(Record { generation, ..found })
@@ -223,7 +227,7 @@ fn begin_epoch(mut state: State, options: &MountOptions, entropy: &dyn Entropy) 
     state.superblock.salt = fresh.bytes();
     state.superblock.fence = state.tail;
     state.keys = state.keys.advance(fresh)?;
-    write_superblock(&state.store, &state.superblock, &state.keys)?;
+    write_superblock(&state.store, &state.superblock, state.keys.mac())?;
     state.store.sync()?;
     state.freshness.advance(state.superblock.generation, state.tail)?;
     Ok(state.into_core(options))

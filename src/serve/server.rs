@@ -1,9 +1,10 @@
 //! [`Server`]: accepts connections and gives each its thread, until it is told to stop.
 
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -91,6 +92,39 @@ pub(super) struct Shared {
     pub(super) shares: Shares,
     pub(super) budget: Arc<Budget>,
     pub(super) registry: Arc<Registry>,
+    pub(super) busy: Busy,
+}
+
+/// Counts the connections in transmission, to compare them with the CPUs.
+pub(super) struct Busy {
+    connections: AtomicUsize,
+    cpus: usize,
+}
+
+/// A counted connection; counts no more on drop.
+pub(super) struct Counted<'a>(&'a Busy);
+
+impl Busy {
+    fn new() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self { connections: AtomicUsize::new(0), cpus }
+    }
+
+    pub(super) fn enter(&self) -> Counted<'_> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+
+    /// Whether there are CPUs that no connection's own thread uses.
+    pub(super) fn spares_cpus(&self) -> bool {
+        self.connections.load(Ordering::Relaxed) < self.cpus
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Tells a running [`Server`] to stop. Cloning it stops the same server.
@@ -149,6 +183,7 @@ impl Server {
             shares,
             budget: Budget::new(shares.common),
             registry: Registry::new(&options.limits),
+            busy: Busy::new(),
         };
         Ok(Self { shared: Arc::new(shared), stopper: Stopper::new()? })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::backing::{Access, FileBacking};
+use crate::backing::{Access, Backing, FileBacking};
 use crate::crypto::CostLimits;
 use crate::env::OsEntropy;
 use crate::error::{Error, ErrorKind, Result};
@@ -71,7 +71,8 @@ pub fn usage(place: &Place, limits: &CostLimits, passphrase: &Passphrase) -> Res
     let (unlocked, _) = unlock(&header, &store, passphrase, None)?;
     let options =
         MountOptions { read_only: true, header: unlocked.pin(), anchor: None, limits: None, clocks: (0, 0) };
-    let device = Device::mount(Arc::new(store), unlocked.into_keys(), &options, &OsEntropy)?;
+    let store: Arc<dyn Backing> = Arc::new(store);
+    let device = Device::mount(&store, unlocked.into_keys(), &options, &OsEntropy)?;
     let usage = device.usage();
     Ok(SealedUsage {
         used: (usage.data_blocks - usage.free_blocks) * BLOCK,

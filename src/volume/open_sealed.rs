@@ -63,7 +63,7 @@ impl LocatedSealed {
             clocks: clocks(),
         };
         let device =
-            sealed::Device::mount(Arc::clone(&backing), unlocked.derive_keys()?, &options, &OsEntropy)
+            sealed::Device::mount(&backing, unlocked.derive_keys()?, &options, &OsEntropy)
                 .map_err(|e| at(&self.path, e))?;
         if !self.options.read_only {
             unlocked.repair(&*backing)?;

@@ -328,6 +328,16 @@ impl SimAnchor {
     pub(crate) fn new(disk: Arc<SimDisk>) -> Self {
         Self { disk, record: Mutex::new(None) }
     }
+
+    /// The record, whatever the machine's state.
+    pub(crate) fn kept(&self) -> Option<SignedRecord> {
+        *self.record.lock().unwrap()
+    }
+
+    /// Puts a record in its place.
+    pub(crate) fn keep(&self, record: Option<SignedRecord>) {
+        *self.record.lock().unwrap() = record;
+    }
 }
 
 impl Anchor for SimAnchor {

@@ -13,9 +13,11 @@ use hostveil::anchor::Anchor;
 use hostveil::backing::Backing;
 use hostveil::block::{BufferPool, Disk, Durability, Zeroing};
 use hostveil::crypto::Suite;
-use hostveil::env::OsEntropy;
+use hostveil::env::{OsEntropy, Silent};
 use hostveil::error::Error;
-use hostveil::sealed::{Device, HeaderPin, KeySchedule, MountOptions, VolumeId, format_volume};
+use hostveil::sealed::{
+    Device, HeaderPin, KeySchedule, MountOptions, Parameters, VolumeId, check, format_volume, grow,
+};
 use hostveil::secret::{SecretBytes, VolumeKey};
 use hostveil::units::{ByteCount, ByteOffset};
 
@@ -117,20 +119,18 @@ pub(crate) fn told(error: Error) -> String {
     text
 }
 
+fn mount_options(history: &History, anchor: Option<&Arc<SimAnchor>>) -> MountOptions {
+    let anchor = anchor.zip(history.anchor).map(|(a, mode)| (Arc::clone(a) as Arc<dyn Anchor>, mode));
+    MountOptions { read_only: false, header: HEADER, anchor, limits: Some(history.limits), clocks: (0, 0) }
+}
+
 fn mount(
     history: &History,
     store: &Arc<SimDisk>,
     anchor: Option<&Arc<SimAnchor>>,
 ) -> Result<(Device, Disk), Error> {
-    let anchor = anchor.zip(history.anchor).map(|(a, mode)| (Arc::clone(a) as Arc<dyn Anchor>, mode));
-    let options = MountOptions {
-        read_only: false,
-        header: HEADER,
-        anchor,
-        limits: Some(history.limits),
-        clocks: (0, 0),
-    };
-    let device = Device::mount(Arc::clone(store) as Arc<dyn Backing>, keys(), &options, &OsEntropy)?;
+    let options = mount_options(history, anchor);
+    let device = Device::mount(&(Arc::clone(store) as Arc<dyn Backing>), keys(), &options, &OsEntropy)?;
     Ok((device.clone(), Disk::new(device)))
 }
 
@@ -283,11 +283,38 @@ fn restart(machine: &Shared, crash: Crash, seed: u64, mounts: u64) -> Result<(),
     it.compare()
 }
 
+/// The last crash; the volume is checked, grown, closed, and looked at once more.
 fn finish(machine: &Shared) -> Result<(), String> {
     restart(machine, Crash::Power, 99, 0)?;
+    machine.borrow().check()?;
+    grow_through_crashes(machine)?;
     let device = machine.borrow().device.clone();
     device.close().map_err(told)?;
+    machine.borrow().check()?;
     let mut it = machine.borrow_mut();
+    it.mount_again()?;
+    it.compare()
+}
+
+/// Grows the volume by an amount that adds groups or levels, with a crash on the way.
+fn grow_through_crashes(machine: &Shared) -> Result<(), String> {
+    let mut it = machine.borrow_mut();
+    let mut random = Random::new(it.guest.next);
+    let logical_blocks = it.history.parameters.logical_blocks + random.pick(&[0, 1, 90, 17_000]);
+    let parameters = Parameters { logical_blocks, ..it.history.parameters };
+    it.store.extend(parameters.store_size().map_err(told)?.0);
+    let backing = Arc::clone(&it.store) as Arc<dyn Backing>;
+    let grow = |it: &Machine| grow(&backing, keys(), &it.options(), logical_blocks, &OsEntropy);
+    it.store.arm(Some(random.below(25)), random.next());
+    let grown = grow(&it);
+    if grown.is_err() && !it.store.is_dead() {
+        return Err(format!("growing fails: {}", grown.map_err(told).err().unwrap_or_default()));
+    }
+    it.store.crash(Crash::Power, random.next());
+    it.mount_again()?;
+    it.compare()?;
+    grow(&it).map_err(told)?;
+    it.history.parameters = parameters;
     it.mount_again()?;
     it.compare()
 }
@@ -360,6 +387,17 @@ impl Machine {
             }
         }
         Ok(Ok(()))
+    }
+
+    fn options(&self) -> MountOptions {
+        mount_options(&self.history, self.anchor.as_ref())
+    }
+
+    /// Has the engine check the volume as it lies there.
+    fn check(&self) -> Result<(), String> {
+        let backing = Arc::clone(&self.store) as Arc<dyn Backing>;
+        let checked = check(&backing, keys(), &self.options(), true, &Silent).map_err(told)?;
+        if checked.problems == 0 { Ok(()) } else { Err(format!("the check finds {:?}", checked.told)) }
     }
 
     fn mount_again(&mut self) -> Result<(), String> {

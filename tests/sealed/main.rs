@@ -1,6 +1,7 @@
 //! The sealed engine under crashes, faults and attacks, on a simulated disk.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
+mod attacks;
 mod disk;
 mod history;
 mod hook;
