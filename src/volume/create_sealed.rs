@@ -1,14 +1,14 @@
 //! Making a sealed volume.
 //!
-//! Over an existing file or device everything goes first that could be taken for a header, then the
-//! inside is made, then the anchor, and the header comes last: what is half made has none.
+//! An existing file is emptied first, and of a device everything goes that could be taken for a header; then
+//! the inside is made, then the anchor, and the header comes last: what is half made has none.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::anchor::{AnchorAddress, AnchorMode};
-use crate::backing::{Backing, FileBacking};
+use crate::backing::{Backing, FileBacking, Kind};
 use crate::crypto::{CostLimits, KdfAlgorithm, Suite, calibrate_argon2id};
 use crate::env::{Entropy, Progress, random};
 use crate::error::{Error, ErrorKind, Result};
@@ -125,7 +125,7 @@ impl New<'_> {
         spot.fill(size, preallocate, progress, |store| {
             if preallocate {
                 write_zeroes(store, size, "writing the disk once", progress)?;
-            } else {
+            } else if store.kind() == Kind::BlockDevice {
                 write_zeroes(store, ByteCount(size.0.min(HEADERS)), "clearing old headers", progress)?;
             }
             store.sync()?;

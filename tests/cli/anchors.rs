@@ -104,7 +104,7 @@ fn of_two_copies_one_goes_on() {
 #[test]
 fn a_configuration_file_names_anchors_too() {
     let place = Place::with_anchored_volume(AnchorMode::Strict);
-    let export = "[[exports]]\nname = \"\"\ndisk = \"disk.img\"\nkey-file = \"vm.key\"\ntype = \"sealed\"\n";
+    let export = "[[export]]\nname = \"\"\ndisk = \"disk.img\"\nkey-file = \"vm.key\"\ntype = \"sealed\"\n";
     place.file("without.toml", format!("listen = [{{unix = \"s\"}}]\n{export}").as_bytes());
     place
         .run("serve --config without.toml")

@@ -57,7 +57,7 @@ fn what_a_host_wrote_is_shown_as_far_as_it_makes_sense() {
     let place = Place::with_sealed_volume();
     let mut bytes = place.read("disk.img");
     bytes[12] = 9;
-    bytes[65536..262_144].fill(0xff);
+    bytes[65536..266_240].fill(0xff);
     place.file("disk.img", &bytes);
     let shown = inspect(&place, "");
     assert!(shown["copy_a"].as_str().unwrap().contains("suite is 9"), "{shown}");
