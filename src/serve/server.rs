@@ -1,6 +1,5 @@
 //! [`Server`]: accepts connections and gives each its thread, until it is told to stop.
 
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -105,8 +104,7 @@ pub(super) struct Busy {
 pub(super) struct Counted<'a>(&'a Busy);
 
 impl Busy {
-    fn new() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    fn new(cpus: usize) -> Self {
         Self { connections: AtomicUsize::new(0), cpus }
     }
 
@@ -183,7 +181,7 @@ impl Server {
             shares,
             budget: Budget::new(shares.common),
             registry: Registry::new(&options.limits),
-            busy: Busy::new(),
+            busy: Busy::new(options.limits.cpus),
         };
         Ok(Self { shared: Arc::new(shared), stopper: Stopper::new()? })
     }
