@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
-use crate::nbd::wire::REQUEST_HEADER_LEN;
-use crate::nbd::{Admission, Command, Handshake, Negotiated, Request, Step, TlsMode};
+use crate::nbd::wire::STATUS_PAYLOAD_LEN;
+use crate::nbd::{Admission, Command, Handshake, Negotiated, Refusal, Request, Step, TlsMode};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
@@ -48,7 +48,8 @@ fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>) -> std::io::Result<Ended> {
         Err(ended) => return Ok(ended),
     };
     let service = &shared.services[negotiated.index];
-    tracing::info!(peer = stream.peer(), export = service.export.name(), "client attached");
+    let replies = negotiated.form;
+    tracing::info!(peer = stream.peer(), export = service.export.name(), %replies, "client attached");
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
@@ -134,36 +135,50 @@ impl Session {
         credits: &Arc<Credits>,
     ) -> std::io::Result<Ended> {
         let transmission = self.negotiated.transmission();
+        let header_len = transmission.header_len();
         let (mut gathered, mut bytes) = (0, 0);
         loop {
-            if receiver.buffered().len() < REQUEST_HEADER_LEN || gathered >= GATHER || bytes >= GATHER_BYTES {
+            if receiver.buffered().len() < header_len || gathered >= GATHER || bytes >= GATHER_BYTES {
                 self.outbox.send();
                 (gathered, bytes) = (0, 0);
             }
-            let Some(header) = receiver.array::<REQUEST_HEADER_LEN>()? else {
+            receiver.fill(header_len)?;
+            let Some(admission) = transmission.admit(receiver.buffered()) else {
                 return Ok("the client left".into());
             };
+            receiver.consume(header_len);
             gathered += 1;
-            match transmission.admit(&header) {
+            let admitted = match admission {
                 Admission::Accept(Request { command: Command::Disc, .. }) => {
                     return Ok("the client said goodbye".into());
                 }
-                Admission::Accept(request) => {
+                Admission::Accept(request) => Ok(request),
+                Admission::Filter(filtered) => {
+                    let payload = receiver.array::<STATUS_PAYLOAD_LEN>()?;
+                    filtered.admit(&payload.ok_or(std::io::ErrorKind::UnexpectedEof)?)
+                }
+                Admission::Refuse(refusal) => Err(refusal),
+                Admission::Close(reason) => return Ok(reason.to_string().into()),
+            };
+            match admitted {
+                Ok(request) => {
                     bytes += buffer_len(&request.command);
                     let credit = self.admit(credits, &request);
                     let data = self.receive_data(receiver, &request)?;
                     self.place(request, data, credit);
                 }
-                Admission::Refuse(refused) => {
-                    tracing::debug!(peer = self.stream.peer(), command = refused.command, answer = ?refused.error, "refused");
-                    // The payload of a refused write is data, whatever it looks like.
-                    receiver.discard(refused.drain)?;
-                    let answer = self.negotiated.replies().error(refused.cookie, refused.error);
-                    self.reply(Answer::Bare(answer), None);
-                }
-                Admission::Close(reason) => return Ok(reason.to_string().into()),
+                Err(refusal) => self.refuse(receiver, &refusal)?,
             }
         }
+    }
+
+    /// Answers with an error. The payload of a refused write is data, whatever it looks like.
+    fn refuse(&self, receiver: &mut Receiver, refusal: &Refusal) -> std::io::Result<()> {
+        let Refusal { echo, command, error, drain } = *refusal;
+        tracing::debug!(peer = self.stream.peer(), command, answer = ?error, "refused");
+        receiver.discard(drain)?;
+        self.reply(Answer::Bare(self.negotiated.replies().error(echo, error)), None);
+        Ok(())
     }
 
     /// Waits until the connection may have one more request in flight.
