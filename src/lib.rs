@@ -11,15 +11,17 @@
 //! | 2 | [`secret`], [`block`], [`net`] |
 //! | 3 | [`nbd`], [`crypto`] |
 //! | 4 | [`backing`] |
-//! | 5 | [`luks`] |
+//! | 5 | [`luks`], [`sealed`] |
 //! | 6 | [`keys`] |
 //! | 7 | [`volume`] |
 //! | 8 | [`serve`] |
+//! | 9 | [`config`] |
 //! | 10 | [`cli`] |
 
 pub mod backing;
 pub mod block;
 pub mod cli;
+pub mod config;
 pub mod crypto;
 pub mod env;
 pub mod error;
@@ -27,6 +29,7 @@ pub mod keys;
 pub mod luks;
 pub mod nbd;
 pub mod net;
+pub mod sealed;
 pub mod secret;
 pub mod serve;
 pub mod sys;

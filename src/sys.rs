@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
@@ -150,6 +150,18 @@ pub fn range_is_contended(fd: BorrowedFd<'_>, kind: RangeLock, start: u64, len: 
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(i32::from(lock.l_type) != libc::F_UNLCK),
     }
+}
+
+/// A duplicate of the descriptor `number`, which whoever started this process left open. The original
+/// stays as it is.
+pub fn duplicate_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: duplicating touches no memory, and a number that is no descriptor is answered EBADF.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made `copy`, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// docs/architecture.md, "Rooms".
-const RANKS: [(&str, u32); 16] = [
+const RANKS: [(&str, u32); 17] = [
     ("units", 0),
     ("sys", 0),
     ("error", 1),
@@ -19,9 +19,11 @@ const RANKS: [(&str, u32); 16] = [
     ("crypto", 3),
     ("backing", 4),
     ("luks", 5),
+    ("sealed", 5),
     ("keys", 6),
     ("volume", 7),
     ("serve", 8),
+    ("config", 9),
     ("cli", 10),
     ("main", 11),
 ];

@@ -16,7 +16,7 @@ use hostveil::block::{
 use hostveil::error::{Error, ErrorKind, Result};
 use hostveil::nbd::Export;
 use hostveil::net::{Address, Listener};
-use hostveil::serve::{Limits, Server, Service, Stopper};
+use hostveil::serve::{Access, Front, Limits, Offer, Options, Server, Service, Stopper};
 use hostveil::units::{BlockSize, ByteCount};
 
 const SIZE: usize = 64 << 20;
@@ -91,12 +91,18 @@ impl Running {
         let disk = Disk::new(ByteGranular::new(blocks, pool.clone()));
         let export = Export::new("disk", "", disk.geometry(), disk.capabilities()).unwrap();
         let limits = Limits { connections: 4, ..Limits::default() };
-        let server = Server::new(vec![Service { export, disk }], false, pool, limits).unwrap();
+        let server = Server::new(
+            vec![Service { export, disk, access: Access::default() }],
+            pool,
+            Options { limits, ..Options::default() },
+        )
+        .unwrap();
         let stopper = server.stopper();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        let listener = Listener::bind(&Address::Unix(socket.clone())).unwrap();
-        let thread = Some(std::thread::spawn(move || server.run(vec![listener])));
+        let listener = Listener::bind(&Address::Unix(socket.clone()), None).unwrap();
+        let thread =
+            Some(std::thread::spawn(move || server.run(vec![Front { listener, offer: Offer::all() }])));
         Self { probe, socket, stopper, thread, _dir: dir }
     }
 

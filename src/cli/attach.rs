@@ -14,17 +14,22 @@ pub(super) struct Attachment<'a> {
     pub(super) export: &'a str,
     pub(super) read_only: bool,
     pub(super) discard: bool,
+    pub(super) tls: bool,
 }
+
+/// What stands in recipes for the directory of the client's certificates.
+const CLIENT_CERTIFICATES: &str = "/etc/pki/qemu";
 
 impl Attachment<'_> {
     /// The export's URI (NBD URI specification, 2023).
     pub(super) fn uri(&self) -> String {
         let name = percent_encoded(self.export, b"/");
+        let scheme = if self.tls { "nbds" } else { "nbd" };
         match self.address {
             Address::Unix(path) => {
-                format!("nbd+unix:///{name}?socket={}", percent_encoded(&path.to_string_lossy(), b"/"))
+                format!("{scheme}+unix:///{name}?socket={}", percent_encoded(&path.to_string_lossy(), b"/"))
             }
-            Address::Tcp(address) => format!("nbd://{address}/{name}"),
+            Address::Tcp(address) => format!("{scheme}://{address}/{name}"),
         }
     }
 
@@ -45,13 +50,19 @@ impl Attachment<'_> {
         if !self.export.is_empty() {
             let _ = write!(node, ",file.export={}", self.export.replace(',', ",,"));
         }
+        let mut credentials = String::new();
+        if self.tls {
+            node += ",file.tls-creds=veil-tls";
+            credentials =
+                format!("-object tls-creds-x509,id=veil-tls,endpoint=client,dir={CLIENT_CERTIFICATES} ");
+        }
         if self.read_only {
             node += ",read-only=on";
         }
         if self.discard {
             node += ",discard=unmap";
         }
-        format!("-blockdev {} -device virtio-blk-pci,drive=veil", shell_quoted(&node))
+        format!("{credentials}-blockdev {} -device virtio-blk-pci,drive=veil", shell_quoted(&node))
     }
 
     /// A libvirt `<disk>` element.
@@ -68,10 +79,11 @@ impl Attachment<'_> {
             Address::Tcp(address) => format!("name='{}' port='{}'", address.ip(), address.port()),
         };
         let read_only = if self.read_only { "\n  <readonly/>" } else { "" };
+        let tls = if self.tls { " tls='yes'" } else { "" };
         format!(
             "<disk type='network' device='disk'>\n  \
                <driver name='qemu' type='raw'{discard}/>\n  \
-               <source protocol='nbd'{name}>\n    \
+               <source protocol='nbd'{name}{tls}>\n    \
                  <host {host}/>\n  \
                </source>\n  \
                <target dev='vda' bus='virtio'/>{read_only}\n\
@@ -133,7 +145,7 @@ mod tests {
     use super::*;
 
     fn attachment<'a>(address: &'a Address, export: &'a str) -> Attachment<'a> {
-        Attachment { address, export, read_only: false, discard: true }
+        Attachment { address, export, read_only: false, discard: true, tls: false }
     }
 
     #[test]
@@ -147,6 +159,16 @@ mod tests {
             attachment.libvirt().contains("type='raw'") && attachment.libvirt().contains("name='vm 1&amp;'")
         );
         assert!(attachment.libvirt().contains("socket='/run/a b,c/x&apos;.sock'"));
+    }
+
+    #[test]
+    fn tls_is_named_everywhere() {
+        let address = Address::Tcp("192.0.2.1:10809".parse().unwrap());
+        let attachment = Attachment { tls: true, ..attachment(&address, "vm") };
+        assert_eq!(attachment.uri(), "nbds://192.0.2.1:10809/vm");
+        assert!(attachment.qemu().starts_with("-object tls-creds-x509,id=veil-tls,"));
+        assert!(attachment.qemu().contains(",file.tls-creds=veil-tls"));
+        assert!(attachment.libvirt().contains("<source protocol='nbd' name='vm' tls='yes'>"));
     }
 
     #[test]

@@ -16,14 +16,14 @@ use crate::keys;
 use crate::luks;
 use crate::net::{Address, Listener};
 use crate::secret::{Passphrase, SecretBytes};
-use crate::serve::{Limits, Server, Service};
+use crate::serve::{Access, Front, Offer, Options, Server, Service};
 use crate::units::{BlockSize, ByteCount};
 use crate::volume::{
     self, CreateOptions, DiscardPolicy, Located, OpenOptions, Place, Target, Volume, VolumeType,
 };
 
 use super::attach::Attachment;
-use super::serve::export;
+use super::serving::export;
 
 /// What the guest writes: a text, at an offset, that is easy to recognise on the host.
 const MARKER: &[u8] = b"Dear diary: what I write on this disk, the host must never read.";
@@ -53,12 +53,13 @@ pub(super) fn run(_args: &Args) -> Result<()> {
     let pool = BufferPool::new(8 << 20);
     let volume = Located::at(&place(&image), &open_options())?.unlock(&passphrase, pool.clone())?;
     let address = Address::Unix(socket);
-    let listener = Listener::bind(&address)?;
-    let service = Service { export: export("", &volume)?, disk: volume.disk.clone() };
-    let server = Server::new(vec![service], false, pool, Limits::default())?;
+    let listener = Listener::bind(&address, None)?;
+    let service =
+        Service { export: export("", &volume)?, disk: volume.disk.clone(), access: Access::default() };
+    let server = Server::new(vec![service], pool, Options::default())?;
     let stopper = server.stopper();
     let seen = std::thread::scope(|scope| {
-        let running = scope.spawn(|| server.run(vec![listener]));
+        let running = scope.spawn(|| server.run(vec![Front { listener, offer: Offer::all() }]));
         let seen = be_the_guest(&address);
         stopper.stop();
         running.join().map_err(|_| anyhow::anyhow!("the server failed"))??;
@@ -146,7 +147,7 @@ fn dump(bytes: &[u8]) -> String {
 }
 
 fn advise(address: &Address, volume: &Volume) {
-    let attachment = Attachment { address, export: "", read_only: false, discard: false };
+    let attachment = Attachment { address, export: "", read_only: false, discard: false, tls: false };
     println!(
         "5. A real VM attaches such an export with\n\n     qemu-system-x86_64 ... {}\n",
         attachment.qemu()

@@ -12,6 +12,7 @@ mod place;
 mod progress;
 mod prompt;
 mod serve;
+mod serving;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -50,7 +50,8 @@ pub(super) struct NewKeyArgs {
 }
 
 impl KeyArgs {
-    fn source(&self) -> Option<KeySource> {
+    /// Where the key comes from, unless it is to be typed.
+    pub(super) fn source(&self) -> Option<KeySource> {
         let file = self.key_file.clone().map(KeySource::File);
         let fd = self.passphrase_fd.map(KeySource::Descriptor);
         file.or(fd).or_else(|| self.key_credential.clone().map(KeySource::Credential))
@@ -63,10 +64,7 @@ impl KeyArgs {
 
     /// The key to an existing volume.
     pub(super) fn existing(&self, what: &str) -> Result<Passphrase> {
-        match self.source() {
-            Some(source) => source.read(),
-            None => typed(&mut Terminal::open()?, &format!("Passphrase for {what}: ")),
-        }
+        existing(self.source().as_ref(), what)
     }
 
     /// The key to a volume that is being made: a typed one is asked for twice.
@@ -80,6 +78,14 @@ impl NewKeyArgs {
     pub(super) fn new_key(&self, what: &str) -> Result<Passphrase> {
         let file = self.new_key_file.clone().map(KeySource::File);
         new_key(file.or(self.new_passphrase_fd.map(KeySource::Descriptor)), what)
+    }
+}
+
+/// The key to an existing volume: read from `source`, or else typed.
+pub(super) fn existing(source: Option<&KeySource>, what: &str) -> Result<Passphrase> {
+    match source {
+        Some(source) => source.read(),
+        None => typed(&mut Terminal::open()?, &format!("Passphrase for {what}: ")),
     }
 }
 

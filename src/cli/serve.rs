@@ -1,55 +1,89 @@
-//! `hostveil serve`: unlocks a volume once and serves it over NBD until it is told to stop.
+//! `hostveil serve`: its arguments, which say what a configuration file says for a single export.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::block::BufferPool;
-use crate::error::{Error, ErrorKind};
-use crate::nbd::Export;
-use crate::net::{Address, Listener};
-use crate::serve::{Limits, Server, Service, Stopper};
-use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
+use crate::config::{Config, ExportConfig};
+use crate::error::Error;
+use crate::net::Address;
+use crate::serve::{ClientRule, group};
+use crate::units::ByteCount;
+use crate::volume::{DiscardPolicy, Place};
 
-use super::attach::{Attachment, default_socket};
+use super::attach::default_socket;
 use super::format::TypeArg;
-use super::place::{LimitArgs, PlaceArgs};
 use super::prompt::KeyArgs;
+use super::serving;
 
-/// Freed buffers that the server keeps for reuse, in bytes.
-const KEEP_BUFFERS: usize = 64 << 20;
-
-/// Unlock a volume and serve it over NBD
+/// Unlock volumes and serve them over NBD
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     hostveil serve --key-file vm.key disk.img\n  \
     hostveil serve --key-file vm.key --socket /run/vm/disk.sock --name vm disk.img\n  \
-    hostveil serve --key-file vm.key --listen 127.0.0.1:10809 --read-only disk.img\n\n\
-    Stop it with Ctrl-C or SIGTERM: requests in flight finish and everything is flushed.")]
+    hostveil serve --key-file vm.key --listen 127.0.0.1:10809 --read-only disk.img\n  \
+    hostveil serve --key-file vm.key --listen 0.0.0.0:10809 --tls-certificates /etc/pki/hostveil \\\n    \
+      --client 'subject:CN=vm1,O=Example' disk.img\n  \
+    hostveil serve --config /etc/hostveil.toml\n\n\
+    Stop it with Ctrl-C or SIGTERM: requests in flight finish and everything is flushed.\n\
+    docs/cli.md describes the configuration file.")]
 pub(super) struct Args {
-    #[command(flatten)]
-    place: PlaceArgs,
+    /// The volume's file or block device
+    #[arg(required_unless_present = "config")]
+    disk: Option<PathBuf>,
+
+    /// Serve what this TOML file says: one export or several
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "header", "KeyArgs", "socket", "listen",
+        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_kdf_memory",
+        "require_authenticated_header", "kind", "uuid", "read_only", "discard"])]
+    config: Option<PathBuf>,
+
+    /// The file with the volume's header, where it is kept apart from the data
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
 
     /// Listen on this Unix socket [default: one named after the disk in the user's runtime directory]
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     socket: Option<PathBuf>,
 
-    /// Listen on this loopback TCP address
+    /// Let the members of this group connect to the Unix socket too
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+
+    /// Listen on this TCP address: loopback, unless clients must use TLS
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+
+    /// Require TLS, with the certificates in this directory: ca-cert.pem, server-cert.pem, server-key.pem
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
+
+    /// Serve this client alone; may be given several times. subject:, dns:, email:, uri:, ip: and sha256:
+    /// match a certificate, user: and group: a process at a Unix socket
+    #[arg(long = "client", value_name = "CLIENT")]
+    clients: Vec<String>,
 
     /// The export's name
     #[arg(long, value_name = "EXPORT", default_value = "", value_parser = parse_export_name)]
     name: String,
 
+    /// Tell clients the export's name when they ask for a list
+    #[arg(long)]
+    list: bool,
+
+    /// Turn more connections than this away [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: Option<u16>,
+
     #[command(flatten)]
     key: KeyArgs,
 
-    #[command(flatten)]
-    limits: LimitArgs,
+    /// Refuse headers whose key derivation needs more memory [default: half of this machine's, at
+    /// most 4 GiB]
+    #[arg(long, value_name = "SIZE")]
+    max_kdf_memory: Option<ByteCount>,
 
     /// Refuse a header that the volume key does not vouch for: LUKS1, and LUKS2 without hostveil's token
     #[arg(long)]
@@ -93,106 +127,45 @@ fn parse_export_name(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let address = address(args)?;
-    let options = OpenOptions {
-        read_only: args.read_only,
-        discard: match args.discard {
-            DiscardArg::Ignore => DiscardPolicy::Ignore,
-            DiscardArg::Unmap => DiscardPolicy::Unmap,
-        },
-        kind: args.kind.map(Into::into),
-        uuid: args.uuid,
-        limits: args.limits.limits(),
-        require_authenticated_header: args.require_authenticated_header,
+    let config = match (&args.config, &args.disk) {
+        (Some(path), _) => Config::read(path)?,
+        (None, Some(disk)) => args.config_for(disk.clone())?,
+        (None, None) => anyhow::bail!("neither a disk nor --config was given"),
     };
-    let located = Located::at(&args.place.place(), &options)?;
-    // Bound before the passphrase is asked for: a taken socket should not cost a key derivation.
-    let listener = Listener::bind(&address)?;
-    let passphrase = args.key.existing(&args.place.name())?;
-    let pool = BufferPool::new(KEEP_BUFFERS);
-    let volume = located.unlock(&passphrase, pool.clone())?;
-    drop(passphrase);
-
-    let export = export(&args.name, &volume)?;
-    let service = Service { export, disk: volume.disk.clone() };
-    let server = Server::new(vec![service], false, pool, Limits::default())?;
-    hear_signals(server.stopper())?;
-    announce(args, listener.address(), &volume)?;
-    server.run(vec![listener])?;
-    tracing::info!("everything is flushed; goodbye");
-    Ok(())
+    Ok(serving::serve(&config, args.json)?)
 }
 
-fn address(args: &Args) -> Result<Address, Error> {
-    match (args.listen, &args.socket) {
-        (Some(address), _) if !address.ip().is_loopback() => {
-            let what =
-                format!("{address} can be reached from other machines, and this server has no TLS yet");
-            Err(Error::new(ErrorKind::InvalidInput, what).hint(
-                "the traffic would be readable and writable on the way; listen on 127.0.0.1 or a Unix socket, \
-                 and carry it in a tunnel",
-            ))
-        }
-        (Some(address), _) => Ok(Address::Tcp(address)),
-        (None, Some(path)) => Ok(Address::Unix(std::path::absolute(path).unwrap_or_else(|_| path.clone()))),
-        (None, None) => default_socket(&args.place.disk).map(Address::Unix),
+impl Args {
+    /// What the arguments say, as a configuration.
+    fn config_for(&self, disk: PathBuf) -> Result<Config, Error> {
+        let listen = match (self.listen, &self.socket) {
+            (Some(address), _) => Address::Tcp(address),
+            (None, Some(path)) => Address::Unix(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            (None, None) => Address::Unix(default_socket(&disk)?),
+        };
+        let export = ExportConfig {
+            name: self.name.clone(),
+            place: Place { disk, header: self.header.clone() },
+            key: self.key.source(),
+            read_only: self.read_only,
+            discard: match self.discard {
+                DiscardArg::Ignore => DiscardPolicy::Ignore,
+                DiscardArg::Unmap => DiscardPolicy::Unmap,
+            },
+            kind: self.kind.map(Into::into),
+            uuid: self.uuid,
+            require_authenticated_header: self.require_authenticated_header,
+            sockets: Vec::new(),
+            clients: self.clients.iter().map(|c| c.parse()).collect::<Result<Vec<ClientRule>, Error>>()?,
+        };
+        Ok(Config {
+            listen: vec![listen],
+            socket_group: self.socket_group.as_deref().map(group).transpose()?,
+            tls_certificates: self.tls_certificates.clone(),
+            list: self.list,
+            max_kdf_memory: self.max_kdf_memory,
+            max_connections: self.max_connections.map(usize::from),
+            exports: vec![export],
+        })
     }
-}
-
-/// How a volume presents itself to NBD clients.
-pub(super) fn export(name: &str, volume: &Volume) -> Result<Export, Error> {
-    let description = format!("hostveil {} volume {}", volume.kind, volume.uuid);
-    Export::new(name, &description, volume.disk.geometry(), volume.disk.capabilities())
-}
-
-/// Has SIGINT and SIGTERM stop the server. SIGHUP, which a closing terminal sends, stops it as well:
-/// flushing beats being killed.
-fn hear_signals(stopper: Stopper) -> Result<(), Error> {
-    let failed = |e| Error::io("cannot listen for signals", e);
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
-    let thread = std::thread::Builder::new().name("signals".into());
-    let spawned = thread.spawn(move || {
-        for signal in &mut signals {
-            tracing::info!(signal, "stopping; a second signal cuts connections at once");
-            stopper.stop();
-        }
-    });
-    spawned.map(drop).map_err(failed)
-}
-
-/// Says on stdout that the server is ready, and how to reach it.
-fn announce(args: &Args, address: &Address, volume: &Volume) -> Result<(), Error> {
-    let size = volume.disk.geometry().size;
-    let discard = args.discard == DiscardArg::Unmap;
-    let attachment = Attachment { address, export: &args.name, read_only: args.read_only, discard };
-    let text = if args.json {
-        let ready = serde_json::json!({
-            "event": "ready",
-            "uri": attachment.uri(),
-            "export": args.name,
-            "type": volume.kind.to_string(),
-            "uuid": volume.uuid.to_string(),
-            "size": size.0,
-            "read_only": args.read_only,
-            "qemu": attachment.qemu(),
-            "libvirt": attachment.libvirt(),
-        });
-        format!("{ready}\n")
-    } else {
-        recipes(&args.place.disk, volume, &attachment)
-    };
-    super::print(&text)
-}
-
-fn recipes(disk: &Path, volume: &Volume, attachment: &Attachment<'_>) -> String {
-    format!(
-        "Serving {} ({} volume {}, {}) at\n\n  {}\n\nQEMU:\n\n  {}\n\nlibvirt:\n\n{}\n\nStop with Ctrl-C.\n",
-        disk.display(),
-        volume.kind,
-        volume.uuid,
-        volume.disk.geometry().size,
-        attachment.uri(),
-        attachment.qemu(),
-        attachment.libvirt().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
-    )
 }

@@ -9,8 +9,10 @@
 //!                                                       +-> workers -> execute ----+
 //! ```
 
+mod access;
 mod credits;
 mod execute;
+mod negotiate;
 mod outbox;
 mod placement;
 mod receiver;
@@ -18,4 +20,5 @@ mod server;
 mod session;
 mod workers;
 
-pub use server::{Limits, Server, Service, Stopper};
+pub use access::{Access, ClientRule, group};
+pub use server::{Front, Limits, Offer, Options, Server, Service, Stopper};

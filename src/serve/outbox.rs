@@ -64,6 +64,8 @@ struct State {
     spare: VecDeque<Reply>,
     /// How much of the queue's first reply has left.
     sent: usize,
+    /// A sender gave up waiting while the stream held back something that it had taken.
+    held_back: bool,
     role: Role,
     writer: Option<std::thread::JoinHandle<()>>,
     /// The socket failed or the session ends: nothing is queued any more.
@@ -137,7 +139,8 @@ impl Outbox {
         loop {
             std::mem::swap(&mut batch, &mut state.queue);
             let mut sent = std::mem::take(&mut state.sent);
-            if batch.is_empty() {
+            // The writer thread may have been left with nothing but what the stream itself holds back.
+            if batch.is_empty() && !std::mem::take(&mut state.held_back) {
                 state.spare = batch;
                 state.role = Role::Nobody;
                 return Ok(());
@@ -148,7 +151,7 @@ impl Outbox {
             if let Err(error) = result {
                 if error.kind() == io::ErrorKind::WouldBlock && !state.closed {
                     batch.append(&mut state.queue);
-                    (state.queue, state.sent) = (batch, sent);
+                    (state.queue, state.sent, state.held_back) = (batch, sent, true);
                 } else {
                     state.closed = true;
                     state.role = Role::Nobody;
@@ -191,7 +194,7 @@ impl Outbox {
                 batch.pop_front();
             }
         }
-        Ok(())
+        self.stream.flush(patience)
     }
 
     /// Hands the sender's role to the writer thread, starting it if there is none yet.

@@ -13,8 +13,9 @@ use rustix::io::Errno;
 use crate::block::{BufferPool, Disk};
 use crate::error::{Error, Result};
 use crate::nbd::{Export, Exports};
-use crate::net::{Listener, Stream};
+use crate::net::{Listener, Stream, TlsConfig};
 
+use super::access::Access;
 use super::session;
 use super::workers::Workers;
 
@@ -27,6 +28,48 @@ pub struct Service {
     pub export: Export,
     /// What they reach.
     pub disk: Disk,
+    /// Whom it is for.
+    pub access: Access,
+}
+
+/// Where clients come in, and what is offered to them there.
+pub struct Front {
+    /// The socket.
+    pub listener: Listener,
+    /// The exports.
+    pub offer: Offer,
+}
+
+/// Some of a server's exports.
+#[derive(Clone, Default)]
+pub struct Offer(Option<Arc<[usize]>>);
+
+impl Offer {
+    /// All of them.
+    pub fn all() -> Self {
+        Self(None)
+    }
+
+    /// Those at these places among the server's services.
+    pub fn only(places: Vec<usize>) -> Self {
+        Self(Some(places.into()))
+    }
+
+    /// Whether the export at this place is one of them.
+    pub fn includes(&self, index: usize) -> bool {
+        self.0.as_ref().is_none_or(|places| places.contains(&index))
+    }
+}
+
+/// How a server treats all of its clients.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Whether clients are told the names of the exports that they may have.
+    pub listing: bool,
+    /// With it every client must go over to TLS first, whichever way it came.
+    pub tls: Option<TlsConfig>,
+    /// What clients may use up.
+    pub limits: Limits,
 }
 
 /// What clients may use up.
@@ -56,10 +99,11 @@ pub struct Server {
 
 /// What all sessions share.
 pub(super) struct Shared {
-    pub(super) exports: Arc<Exports>,
+    pub(super) exports: Exports,
     pub(super) services: Vec<Service>,
     pub(super) pool: BufferPool,
     pub(super) workers: Workers<Box<dyn FnOnce() + Send>>,
+    pub(super) tls: Option<TlsConfig>,
     pub(super) limits: Limits,
     sessions: Mutex<Sessions>,
     one_ended: Condvar,
@@ -106,16 +150,17 @@ impl Stopper {
 }
 
 impl Server {
-    /// A server for `services`; `listed`: whether it tells clients their names.
-    pub fn new(services: Vec<Service>, listed: bool, pool: BufferPool, limits: Limits) -> Result<Self> {
+    /// A server for `services`.
+    pub fn new(services: Vec<Service>, pool: BufferPool, options: Options) -> Result<Self> {
         let mut exports = Exports::new(services.iter().map(|service| service.export.clone()).collect())?;
-        exports.listing = listed;
+        exports.listing = options.listing;
         let shared = Shared {
-            exports: Arc::new(exports),
+            exports,
             services,
             pool,
-            workers: Workers::start(limits.workers)?,
-            limits,
+            workers: Workers::start(options.limits.workers)?,
+            tls: options.tls,
+            limits: options.limits,
             sessions: Mutex::default(),
             one_ended: Condvar::new(),
         };
@@ -132,44 +177,44 @@ impl Server {
     /// # Errors
     /// When listening fails, or when a disk cannot be flushed at the end: then the newest writes may
     /// be lost.
-    pub fn run(&self, listeners: Vec<Listener>) -> Result<()> {
-        let accepted = self.accept_until_stopped(&listeners);
-        drop(listeners);
+    pub fn run(&self, fronts: Vec<Front>) -> Result<()> {
+        let accepted = self.accept_until_stopped(&fronts);
+        drop(fronts);
         self.end_sessions();
         let flushed = self.shared.services.iter().try_for_each(|service| service.disk.flush());
         accepted.and(flushed)
     }
 
-    fn accept_until_stopped(&self, listeners: &[Listener]) -> Result<()> {
+    fn accept_until_stopped(&self, fronts: &[Front]) -> Result<()> {
         while !self.stopper.is_stopping() {
             let wake = PollFd::from_borrowed_fd(self.stopper.wake.as_fd(), PollFlags::IN);
-            let sockets = listeners.iter().map(|l| PollFd::from_borrowed_fd(l.as_fd(), PollFlags::IN));
+            let sockets = fronts.iter().map(|f| PollFd::from_borrowed_fd(f.listener.as_fd(), PollFlags::IN));
             let mut fds: Vec<PollFd<'_>> = std::iter::once(wake).chain(sockets).collect();
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(Error::io("waiting for connections failed", error)),
             }
             let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-            let ready = listeners.iter().zip(&fds[1..]).filter(|(_, fd)| ready(fd));
-            for (listener, _) in ready {
-                self.accept(listener);
+            let ready = fronts.iter().zip(&fds[1..]).filter(|(_, fd)| ready(fd));
+            for (front, _) in ready {
+                self.accept(front);
             }
         }
         Ok(())
     }
 
     /// Takes one connection. Its failure, or the system's lack of descriptors, ends nothing else.
-    fn accept(&self, listener: &Listener) {
-        match listener.accept() {
-            Ok(stream) => self.start_session(Arc::new(stream)),
+    fn accept(&self, front: &Front) {
+        match front.listener.accept() {
+            Ok(stream) => self.start_session(front.offer.clone(), Arc::new(stream)),
             Err(error) => {
-                tracing::warn!(%error, at = %listener.address(), "a connection could not be accepted");
+                tracing::warn!(%error, at = %front.listener.address(), "a connection could not be accepted");
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
     }
 
-    fn start_session(&self, stream: Arc<Stream>) {
+    fn start_session(&self, offer: Offer, stream: Arc<Stream>) {
         let mut sessions = self.shared.sessions();
         if sessions.streams.len() >= self.shared.limits.connections {
             tracing::warn!(
@@ -187,7 +232,7 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name(format!("connection-{id}"));
         let spawned = thread.spawn(move || {
-            session::run(&shared, &stream);
+            session::run(&shared, &offer, &stream);
             shared.end(id);
         });
         if let Err(error) = spawned {

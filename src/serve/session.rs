@@ -3,23 +3,22 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
 use crate::nbd::wire::STATUS_PAYLOAD_LEN;
-use crate::nbd::{Admission, Command, Handshake, Negotiated, Refusal, Request, Step, TlsMode};
+use crate::nbd::{Admission, Command, Negotiated, Refusal, Request};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
 use super::execute::execute;
+use super::negotiate::{Ended, negotiate};
 use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
-use super::server::Shared;
+use super::server::{Offer, Shared};
 
-/// How long a client may take for the whole handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
 /// Replies gather while more requests are at hand, up to so many of them ...
 const GATHER: usize = 32;
 /// ... and so many bytes of requests' data: beyond that a system call costs nothing beside the copying,
@@ -27,9 +26,9 @@ const GATHER: usize = 32;
 const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
-pub(super) fn run(shared: &Arc<Shared>, stream: &Arc<Stream>) {
+pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) {
     let peer = stream.peer().to_owned();
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, stream)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream)));
     stream.hang_up();
     match outcome {
         Ok(Ok(ended)) => tracing::info!(peer, "connection ended: {ended}"),
@@ -38,18 +37,15 @@ pub(super) fn run(shared: &Arc<Shared>, stream: &Arc<Stream>) {
     }
 }
 
-/// Why a connection ended, for the log.
-type Ended = std::borrow::Cow<'static, str>;
-
-fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>) -> std::io::Result<Ended> {
+fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) -> std::io::Result<Ended> {
     let mut receiver = Receiver::new(Arc::clone(stream));
-    let negotiated = match negotiate(shared, stream, &mut receiver)? {
+    let negotiated = match negotiate(shared, offer, stream, &mut receiver)? {
         Ok(negotiated) => negotiated,
         Err(ended) => return Ok(ended),
     };
     let service = &shared.services[negotiated.index];
-    let replies = negotiated.form;
-    tracing::info!(peer = stream.peer(), export = service.export.name(), %replies, "client attached");
+    let (export, client, replies) = (service.export.name(), stream.identity(), negotiated.form);
+    tracing::info!(peer = stream.peer(), export, %client, %replies, "client attached");
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
@@ -61,51 +57,6 @@ fn serve(shared: &Arc<Shared>, stream: &Arc<Stream>) -> std::io::Result<Ended> {
     let result = session.transmit(&mut receiver);
     session.outbox.close();
     result
-}
-
-/// Runs the handshake. The inner error is why there is nothing to serve.
-fn negotiate(
-    shared: &Shared,
-    stream: &Stream,
-    receiver: &mut Receiver,
-) -> std::io::Result<std::result::Result<Negotiated, Ended>> {
-    let began = Instant::now();
-    let (mut state, greeting) = Handshake::new(Arc::clone(&shared.exports), TlsMode::Off);
-    stream.send_all(&greeting)?;
-    let mut at_least = 1;
-    loop {
-        let left = HANDSHAKE_LIMIT.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return Ok(Err("the handshake took too long".into()));
-        }
-        stream.set_receive_deadline(Some(left))?;
-        match receiver.fill(at_least) {
-            Ok(true) => {}
-            Ok(false) => return Ok(Err("the client left during the handshake".into())),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        }
-        match state.step(receiver.buffered()) {
-            Step::NeedMore { state: next, at_least: wanted } => (state, at_least) = (next, wanted),
-            Step::Reply { state: next, consumed, bytes } => {
-                receiver.consume(consumed);
-                stream.send_all(&bytes)?;
-                (state, at_least) = (next, 1);
-            }
-            Step::Ready { consumed, bytes, session } => {
-                receiver.consume(consumed);
-                stream.send_all(&bytes)?;
-                stream.set_receive_deadline(None)?;
-                return Ok(Ok(session));
-            }
-            // Never without TlsMode::Required.
-            Step::StartTls { .. } => return Ok(Err("this server has no TLS".into())),
-            Step::Close { bytes, reason } => {
-                stream.send_all(&bytes)?;
-                return Ok(Err(reason.to_string().into()));
-            }
-        }
-    }
 }
 
 /// What a connection's own thread and the workers share in its transmission phase.

@@ -8,7 +8,7 @@ mod open;
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use crate::luks::DiscardPolicy;
 pub use create::{CreateOptions, Made, Target, create};
@@ -16,7 +16,7 @@ pub use manage::{Managed, restore};
 pub use open::{Located, OpenOptions, Volume, describe};
 
 /// The formats of volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
     /// LUKS2 with AES-256-XTS.

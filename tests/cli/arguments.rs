@@ -51,8 +51,7 @@ fn other_machines_are_not_listened_to() {
     let place = Place::with_volume();
     for address in ["0.0.0.0:0", "192.0.2.1:10809", "[::]:0"] {
         let outcome = place.run(&format!("serve --key-file vm.key --listen {address} disk.img"));
-        let sentence =
-            format!("{address} can be reached from other machines, and this server has no TLS yet");
+        let sentence = format!("{address} can be reached from other machines, and there is no TLS");
         outcome.fails(1, &sentence);
     }
 }

@@ -1,0 +1,196 @@
+//! Carrying a [`Config`] out: volumes found, sockets bound, keys asked for, volumes unlocked, and served
+//! until the end.
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::block::BufferPool;
+use crate::config::{Config, ExportConfig};
+use crate::crypto::CostLimits;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::Export;
+use crate::net::{Address, Listener, Notifier, TlsConfig, inherited_listeners};
+use crate::serve::{Access, Front, Limits, Offer, Options, Server, Service, Stopper};
+use crate::units::ByteCount;
+use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
+
+use super::attach::Attachment;
+use super::prompt;
+
+/// Freed buffers that the server keeps for reuse, in bytes.
+const KEEP_BUFFERS: usize = 64 << 20;
+
+/// Serves until told to stop.
+pub(super) fn serve(config: &Config, json: bool) -> Result<()> {
+    config.check()?;
+    let located: Vec<Located> = config.exports.iter().map(|e| locate(config, e)).collect::<Result<_>>()?;
+    let tls = config.tls_certificates.as_deref().map(TlsConfig::load).transpose()?;
+    // Bound before a passphrase is asked for: a taken socket should not cost a key derivation.
+    let fronts = fronts(config)?;
+    let pool = BufferPool::new(KEEP_BUFFERS);
+    let volumes = unlock(config, located, &pool)?;
+    let services = config.exports.iter().zip(&volumes).map(|(export, volume)| service(export, volume));
+    let options = Options { listing: config.list, tls, limits: limits(config) };
+    let server = Server::new(services.collect::<Result<_>>()?, pool, options)?;
+    hear_signals(server.stopper())?;
+    let manager = Notifier::connect();
+    announce(config, &fronts, &volumes, json)?;
+    manager.ready(&format!("serving {} export(s)", volumes.len()));
+    let result = server.run(fronts);
+    manager.stopping();
+    result?;
+    tracing::info!("everything is flushed; goodbye");
+    Ok(())
+}
+
+fn locate(config: &Config, export: &ExportConfig) -> Result<Located> {
+    let machine = CostLimits::of_this_machine();
+    let asked = config.max_kdf_memory.map_or(u64::MAX, |size| size.0 / ByteCount::KIB);
+    let options = OpenOptions {
+        read_only: export.read_only,
+        discard: export.discard,
+        kind: export.kind,
+        uuid: export.uuid,
+        limits: CostLimits { memory_kib: machine.memory_kib.min(asked), ..machine },
+        require_authenticated_header: export.require_authenticated_header,
+    };
+    Located::at(&export.place, &options)
+}
+
+fn limits(config: &Config) -> Limits {
+    let defaults = Limits::default();
+    Limits { connections: config.max_connections.unwrap_or(defaults.connections), ..defaults }
+}
+
+/// Binds every socket: those that the service manager passed, or those for all exports without sockets
+/// of their own; and those.
+fn fronts(config: &Config) -> Result<Vec<Front>> {
+    let places = 0..config.exports.len();
+    let common: Vec<usize> = places.filter(|n| config.exports[*n].sockets.is_empty()).collect();
+    let mut listeners = inherited_listeners()?;
+    if listeners.is_empty() {
+        let bind = |address| Listener::bind(address, config.socket_group);
+        listeners = config.listen.iter().map(bind).collect::<Result<_>>()?;
+    }
+    if listeners.is_empty() && !common.is_empty() {
+        let name = &config.exports[common[0]].name;
+        let what = format!("there is no socket where export '{name}' could be reached");
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("give the export sockets of its own, or the server a place to listen"));
+    }
+    let front = |listener| Front { listener, offer: Offer::only(common.clone()) };
+    let mut fronts: Vec<Front> = listeners.into_iter().map(front).collect();
+    for (place, export) in config.exports.iter().enumerate() {
+        for path in &export.sockets {
+            let listener = Listener::bind(&Address::Unix(path.clone()), config.socket_group)?;
+            fronts.push(Front { listener, offer: Offer::only(vec![place]) });
+        }
+    }
+    Ok(fronts)
+}
+
+fn unlock(config: &Config, located: Vec<Located>, pool: &BufferPool) -> Result<Vec<Volume>> {
+    let unlock = |(export, located): (&ExportConfig, Located)| {
+        let disk = export.place.disk.display();
+        let passphrase = prompt::existing(export.key.as_ref(), &disk.to_string())?;
+        located.unlock(&passphrase, pool.clone())
+    };
+    config.exports.iter().zip(located).map(unlock).collect()
+}
+
+fn service(config: &ExportConfig, volume: &Volume) -> Result<Service> {
+    Ok(Service {
+        export: export(&config.name, volume)?,
+        disk: volume.disk.clone(),
+        access: Access::new(config.clients.clone()),
+    })
+}
+
+/// How a volume presents itself to NBD clients.
+pub(super) fn export(name: &str, volume: &Volume) -> Result<Export> {
+    let description = format!("hostveil {} volume {}", volume.kind, volume.uuid);
+    Export::new(name, &description, volume.disk.geometry(), volume.disk.capabilities())
+}
+
+/// Has SIGINT and SIGTERM stop the server. SIGHUP, which a closing terminal sends, stops it as well:
+/// flushing beats being killed.
+fn hear_signals(stopper: Stopper) -> Result<()> {
+    let failed = |e| Error::io("cannot listen for signals", e);
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let thread = std::thread::Builder::new().name("signals".into());
+    let spawned = thread.spawn(move || {
+        for signal in &mut signals {
+            tracing::info!(signal, "stopping; a second signal cuts connections at once");
+            stopper.stop();
+        }
+    });
+    spawned.map(drop).map_err(failed)
+}
+
+/// Says on stdout that the server is ready, and how to reach it: in JSON one line, with all there is to
+/// say of an only export at the top as well.
+fn announce(config: &Config, fronts: &[Front], volumes: &[Volume], json: bool) -> Result<()> {
+    let mut exports = Vec::new();
+    let mut text = String::new();
+    for (place, (export, volume)) in config.exports.iter().zip(volumes).enumerate() {
+        let addresses = fronts.iter().filter(|front| front.offer.includes(place));
+        let attachments: Vec<_> = addresses
+            .map(|front| Attachment {
+                address: front.listener.address(),
+                export: &export.name,
+                read_only: export.read_only,
+                discard: export.discard == DiscardPolicy::Unmap,
+                tls: config.tls_certificates.is_some(),
+            })
+            .collect();
+        if json {
+            exports.push(ready(export, volume, &attachments));
+        } else {
+            text += &recipes(export, volume, &attachments);
+        }
+    }
+    if json {
+        let mut line = if exports.len() == 1 { exports[0].clone() } else { serde_json::Map::new() };
+        line.insert("event".to_owned(), "ready".into());
+        line.insert("exports".to_owned(), exports.into());
+        return super::print(&format!("{}\n", serde_json::Value::Object(line)));
+    }
+    super::print(&(text + "Stop with Ctrl-C.\n"))
+}
+
+fn ready(
+    export: &ExportConfig,
+    volume: &Volume,
+    attachments: &[Attachment<'_>],
+) -> serde_json::Map<String, serde_json::Value> {
+    let first = attachments.first();
+    let value = serde_json::json!({
+        "uri": first.map(Attachment::uri),
+        "uris": attachments.iter().map(Attachment::uri).collect::<Vec<_>>(),
+        "export": export.name,
+        "type": volume.kind.to_string(),
+        "uuid": volume.uuid.to_string(),
+        "size": volume.disk.geometry().size.0,
+        "read_only": export.read_only,
+        "qemu": first.map(Attachment::qemu),
+        "libvirt": first.map(Attachment::libvirt),
+    });
+    match value {
+        serde_json::Value::Object(map) => map,
+        _ => serde_json::Map::new(),
+    }
+}
+
+fn recipes(export: &ExportConfig, volume: &Volume, attachments: &[Attachment<'_>]) -> String {
+    let uris: Vec<_> = attachments.iter().map(|a| format!("  {}\n", a.uri())).collect();
+    let Some(first) = attachments.first() else { return String::new() };
+    format!(
+        "Serving {} ({} volume {}, {}) at\n\n{}\nQEMU:\n\n  {}\n\nlibvirt:\n\n{}\n\n",
+        export.place.disk.display(),
+        volume.kind,
+        volume.uuid,
+        volume.disk.geometry().size,
+        uris.concat(),
+        first.qemu(),
+        first.libvirt().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
+    )
+}
