@@ -19,7 +19,7 @@ pub(super) fn execute(
     data: Option<Buffer>,
 ) -> Answer {
     let echo = request.echo;
-    let done = |result: Result<()>| result.map(|()| Answer::Bare(session.replies().done(echo)));
+    let done = |result| Ok(answer(session, request, result));
     let result = match request.command {
         Command::Read { offset, len, .. } => read(disk, pool, session, echo, offset, len),
         Command::Write { offset, durability, .. } => done(match data {
@@ -38,6 +38,14 @@ pub(super) fn execute(
         Command::Disc => done(Ok(())),
     };
     result.unwrap_or_else(|error| failed(session, request, &error))
+}
+
+/// The answer to a request that ended like this and has no data; a failure is logged here.
+pub(super) fn answer(session: &Negotiated, request: &Request, result: Result<()>) -> Answer {
+    match result {
+        Ok(()) => Answer::Bare(session.replies().done(request.echo)),
+        Err(error) => failed(session, request, &error),
+    }
 }
 
 fn read(

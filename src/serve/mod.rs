@@ -19,6 +19,7 @@ mod receiver;
 mod server;
 mod session;
 mod workers;
+mod zeroes;
 
 pub use access::{Access, ClientRule, group};
 pub use server::{Front, Limits, Offer, Options, Server, Service, Stopper};

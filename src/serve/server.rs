@@ -94,7 +94,6 @@ impl Default for Limits {
 /// An NBD server.
 pub struct Server {
     shared: Arc<Shared>,
-    stopper: Stopper,
 }
 
 /// What all sessions share.
@@ -105,6 +104,7 @@ pub(super) struct Shared {
     pub(super) workers: Workers<Box<dyn FnOnce() + Send>>,
     pub(super) tls: Option<TlsConfig>,
     pub(super) limits: Limits,
+    pub(super) stopper: Stopper,
     sessions: Mutex<Sessions>,
     one_ended: Condvar,
 }
@@ -140,7 +140,7 @@ impl Stopper {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
@@ -161,15 +161,16 @@ impl Server {
             workers: Workers::start(options.limits.workers)?,
             tls: options.tls,
             limits: options.limits,
+            stopper: Stopper::new()?,
             sessions: Mutex::default(),
             one_ended: Condvar::new(),
         };
-        Ok(Self { shared: Arc::new(shared), stopper: Stopper::new()? })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The handle by which others stop this server.
     pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+        self.shared.stopper.clone()
     }
 
     /// Serves until stopped, then flushes every disk.
@@ -186,8 +187,8 @@ impl Server {
     }
 
     fn accept_until_stopped(&self, fronts: &[Front]) -> Result<()> {
-        while !self.stopper.is_stopping() {
-            let wake = PollFd::from_borrowed_fd(self.stopper.wake.as_fd(), PollFlags::IN);
+        while !self.shared.stopper.is_stopping() {
+            let wake = PollFd::from_borrowed_fd(self.shared.stopper.wake.as_fd(), PollFlags::IN);
             let sockets = fronts.iter().map(|f| PollFd::from_borrowed_fd(f.listener.as_fd(), PollFlags::IN));
             let mut fds: Vec<PollFd<'_>> = std::iter::once(wake).chain(sockets).collect();
             match rustix::event::poll(&mut fds, None) {
@@ -248,7 +249,7 @@ impl Server {
         sessions.streams.values().for_each(|stream| stream.stop_receiving());
         let mut cut = false;
         while !sessions.streams.is_empty() {
-            if !cut && (began.elapsed() > STOP_LIMIT || self.stopper.is_hurried()) {
+            if !cut && (began.elapsed() > STOP_LIMIT || self.shared.stopper.is_hurried()) {
                 tracing::warn!("{} connections do not end by themselves and are cut", sessions.streams.len());
                 sessions.streams.values().for_each(|stream| stream.hang_up());
                 cut = true;

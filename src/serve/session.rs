@@ -1,9 +1,13 @@
 //! A connection from its first byte to its last: handshake, then requests until the client leaves, the
 //! server stops, or the client breaks the protocol.
 
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
@@ -12,12 +16,13 @@ use crate::nbd::{Admission, Command, Negotiated, Refusal, Request};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
-use super::execute::execute;
+use super::execute::{answer, execute};
 use super::negotiate::{Ended, negotiate};
 use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
 use super::server::{Offer, Shared};
+use super::zeroes::{Turns, Zeroing, is_long};
 
 /// Replies gather while more requests are at hand, up to so many of them ...
 const GATHER: usize = 32;
@@ -52,6 +57,9 @@ fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) -> std::io::
         negotiated,
         outbox: Outbox::new(Arc::clone(stream)),
         placement: Placement::default(),
+        turns: Turns::default(),
+        held_up: AtomicBool::new(false),
+        gone: AtomicBool::new(false),
         stream: Arc::clone(stream),
     });
     let result = session.transmit(&mut receiver);
@@ -66,6 +74,11 @@ pub(super) struct Session {
     negotiated: Negotiated,
     outbox: Arc<Outbox>,
     placement: Placement,
+    turns: Turns,
+    /// The connection's own thread waits for a request in flight to end, and does not see the client leave.
+    held_up: AtomicBool,
+    /// The client has left, or is not listened to any more.
+    gone: AtomicBool,
     stream: Arc<Stream>,
 }
 
@@ -75,6 +88,7 @@ impl Session {
         let limits = &self.shared.limits;
         let credits = Credits::new(limits.requests_per_connection, limits.bytes_per_connection);
         let ended = self.read_requests(receiver, &credits);
+        self.gone.store(true, Ordering::Release);
         self.outbox.send();
         credits.wait_until_idle();
         ended
@@ -101,6 +115,9 @@ impl Session {
             gathered += 1;
             let admitted = match admission {
                 Admission::Accept(Request { command: Command::Disc, .. }) => {
+                    // It is not gone before what it has asked for is done.
+                    self.outbox.send();
+                    credits.wait_until_idle();
                     return Ok("the client said goodbye".into());
                 }
                 Admission::Accept(request) => Ok(request),
@@ -138,7 +155,10 @@ impl Session {
         credits.try_admit(bytes).unwrap_or_else(|| {
             // Credits come back with replies that have left, and some of those may wait for us.
             self.outbox.send();
-            credits.admit(bytes)
+            self.held_up.store(true, Ordering::Release);
+            let credit = credits.admit(bytes);
+            self.held_up.store(false, Ordering::Release);
+            credit
         })
     }
 
@@ -160,6 +180,12 @@ impl Session {
             self.reply(self.execute(&request, data), Some(credit));
             return;
         }
+        if is_long(&self.disk, &request.command) {
+            if let Some(zeroing) = self.turns.take(Zeroing::new(request, credit)) {
+                self.zero(zeroing);
+            }
+            return;
+        }
         let session = Arc::clone(self);
         self.shared.workers.submit(Box::new(move || {
             if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
@@ -170,6 +196,36 @@ impl Session {
                 session.stream.hang_up();
             }
         }));
+    }
+
+    /// Has a worker do the next piece of a long request, when all that waits now is done.
+    fn zero(self: &Arc<Self>, mut zeroing: Zeroing) {
+        let session = Arc::clone(self);
+        self.shared.workers.submit(Box::new(move || {
+            let abandoned = session.is_abandoned();
+            match catch_unwind(AssertUnwindSafe(|| zeroing.advance(&session.disk, abandoned))) {
+                Ok(None) => return session.zero(zeroing),
+                Ok(Some(result)) => {
+                    let answer = answer(&session.negotiated, &zeroing.request, result);
+                    session.reply(answer, Some(zeroing.credit));
+                    session.outbox.send_now();
+                }
+                Err(_) => {
+                    tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
+                    session.stream.hang_up();
+                }
+            }
+            if let Some(next) = session.turns.pass() {
+                session.zero(next);
+            }
+        }));
+    }
+
+    /// Whether nobody waits for what takes long.
+    fn is_abandoned(&self) -> bool {
+        self.shared.stopper.is_stopping()
+            || self.gone.load(Ordering::Acquire)
+            || self.held_up.load(Ordering::Acquire) && has_left(&self.stream)
     }
 
     fn execute(&self, request: &Request, data: Option<Buffer>) -> Answer {
@@ -186,6 +242,13 @@ impl Session {
     fn reply(&self, answer: Answer, credit: Option<Credit>) {
         self.outbox.push(Reply { answer, credit });
     }
+}
+
+/// Whether the client has ended its side of the connection, whatever is still to be received.
+fn has_left(stream: &Stream) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// How much memory a request holds until its reply has left.
