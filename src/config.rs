@@ -37,6 +37,8 @@ pub struct Config {
     pub max_kdf_memory: Option<ByteCount>,
     /// The most connections at one time.
     pub max_connections: Option<usize>,
+    /// The most memory that all clients together can make the server take.
+    pub max_memory: Option<ByteCount>,
     /// The exports; at least one.
     pub exports: Vec<ExportConfig>,
 }
@@ -107,6 +109,7 @@ impl Config {
             list: file.list,
             max_kdf_memory: file.max_kdf_memory.as_deref().map(size).transpose()?,
             max_connections: file.max_connections,
+            max_memory: file.max_memory.as_deref().map(size).transpose()?,
             exports: file.export.into_iter().map(|export| export.check(directory)).collect::<Result<_>>()?,
         };
         config.check()?;
@@ -176,6 +179,7 @@ struct File {
     list: bool,
     max_kdf_memory: Option<String>,
     max_connections: Option<usize>,
+    max_memory: Option<String>,
     #[serde(default)]
     export: Vec<Export>,
 }

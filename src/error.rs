@@ -25,6 +25,9 @@ pub enum ErrorKind {
     TamperedBlock,
     /// The volume is older than what was last seen of it.
     StaleVolume,
+    /// The record of the volume's latest state is not the one that was left there: somebody else goes on
+    /// from another copy of the volume.
+    AnchorMismatch,
     /// A request reaches beyond the end of a device.
     OutOfRange,
     /// The store has no room left.

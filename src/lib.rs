@@ -10,7 +10,7 @@
 //! | 1 | [`mod@error`], [`mod@env`] |
 //! | 2 | [`secret`], [`block`], [`net`] |
 //! | 3 | [`nbd`], [`crypto`] |
-//! | 4 | [`backing`] |
+//! | 4 | [`backing`], [`anchor`] |
 //! | 5 | [`luks`], [`sealed`] |
 //! | 6 | [`keys`] |
 //! | 7 | [`volume`] |
@@ -18,6 +18,7 @@
 //! | 9 | [`config`] |
 //! | 10 | [`cli`] |
 
+pub mod anchor;
 pub mod backing;
 pub mod block;
 pub mod cli;

@@ -4,6 +4,7 @@
 
 #![allow(clippy::missing_panics_doc)] // to panic is how a target answers
 
+mod config;
 mod distinct;
 mod input;
 mod luks;
@@ -13,6 +14,7 @@ mod nbd_handshake;
 mod nbd_transmission;
 mod recovery_key;
 
+pub use config::config;
 pub use luks1::luks1_header;
 pub use luks2::{luks2_header, luks2_json};
 pub use nbd_handshake::nbd_handshake;
@@ -23,7 +25,8 @@ pub use recovery_key::recovery_key;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
+    ("config", config),
     ("nbd_handshake", nbd_handshake),
     ("nbd_transmission", nbd_transmission),
     ("luks1_header", luks1_header),

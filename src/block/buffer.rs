@@ -68,12 +68,22 @@ impl BufferPool {
             let mut free = self.shared.lock();
             let storage = free.classes[class].pop();
             if storage.is_some() {
-                free.bytes -= SMALLEST << class;
+                free.bytes -= footprint_of(class);
             }
             storage
         };
         let storage = recycled.unwrap_or_else(|| Storage::new(SMALLEST << class));
         Ok(Buffer { storage: Some(storage), len, pool: Arc::clone(&self.shared) })
+    }
+
+    /// The memory that a buffer of `len` bytes takes up.
+    pub fn footprint(len: usize) -> usize {
+        footprint_of(class_of(len.min(LARGEST)))
+    }
+
+    /// Bytes of returned buffers that wait for reuse.
+    pub fn kept(&self) -> usize {
+        self.shared.lock().bytes
     }
 
     /// A buffer that holds a copy of `bytes`.
@@ -86,6 +96,11 @@ impl BufferPool {
 
 fn class_of(len: usize) -> usize {
     (len.max(SMALLEST).next_power_of_two() / SMALLEST).trailing_zeros() as usize
+}
+
+/// The memory of one buffer of a size class, what alignment costs included.
+fn footprint_of(class: usize) -> usize {
+    (SMALLEST << class) + ALIGNMENT - 1
 }
 
 impl Shared {
@@ -133,11 +148,11 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(storage) = self.storage.take() else { return };
-        let size = storage.bytes.len() + 1 - ALIGNMENT;
+        let footprint = storage.bytes.len();
         let mut free = self.pool.lock();
-        if free.bytes + size <= self.pool.keep {
-            free.bytes += size;
-            free.classes[class_of(size)].push(storage);
+        if free.bytes + footprint <= self.pool.keep {
+            free.bytes += footprint;
+            free.classes[class_of(footprint + 1 - ALIGNMENT)].push(storage);
         }
     }
 }
@@ -161,9 +176,13 @@ mod tests {
 
     #[test]
     fn the_pool_keeps_no_more_than_it_may() {
-        let pool = BufferPool::new(10_000);
+        let pool = BufferPool::new(20_000);
         let three: Vec<_> = (0..3).map(|_| pool.take(4096).unwrap()).collect();
+        let taken: Vec<_> = three.iter().map(|b| b.storage.as_ref().unwrap().bytes.len()).collect();
+        assert_eq!(taken, [BufferPool::footprint(4096); 3]);
         drop(three);
-        assert_eq!(pool.shared.lock().bytes, 8192);
+        assert_eq!(pool.kept(), 2 * BufferPool::footprint(4096));
+        let _again = pool.take(1).unwrap();
+        assert_eq!(pool.kept(), BufferPool::footprint(4096));
     }
 }

@@ -9,7 +9,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::block::BufferPool;
 use crate::crypto::CostLimits;
 use crate::env::{OsEntropy, Silent};
 use crate::keys;
@@ -50,13 +49,14 @@ pub(super) fn run(_args: &Args) -> Result<()> {
     format(&image, &passphrase)?;
 
     println!("3. Served over NBD\n     {}", socket.display());
-    let pool = BufferPool::new(8 << 20);
+    let options = Options::default();
+    let pool = options.limits.pool();
     let volume = Located::at(&place(&image), &open_options())?.unlock(&passphrase, pool.clone())?;
     let address = Address::Unix(socket);
     let listener = Listener::bind(&address, None)?;
     let service =
         Service { export: export("", &volume)?, disk: volume.disk.clone(), access: Access::default() };
-    let server = Server::new(vec![service], pool, Options::default())?;
+    let server = Server::new(vec![service], pool, options)?;
     let stopper = server.stopper();
     let seen = std::thread::scope(|scope| {
         let running = scope.spawn(|| server.run(vec![Front { listener, offer: Offer::all() }]));

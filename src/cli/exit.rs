@@ -41,6 +41,7 @@ fn code(kind: ErrorKind) -> u8 {
         | ErrorKind::Unsupported
         | ErrorKind::TamperedBlock
         | ErrorKind::StaleVolume
+        | ErrorKind::AnchorMismatch
         | ErrorKind::NotFound => WRONG_DEVICE,
         ErrorKind::Busy | ErrorKind::AlreadyExists => BUSY,
         ErrorKind::Io

@@ -29,6 +29,7 @@ use super::serving;
     hostveil serve --config /etc/hostveil.toml\n\n\
     Stop it with Ctrl-C or SIGTERM: requests in flight finish and everything is flushed.\n\
     docs/cli.md describes the configuration file.")]
+#[expect(clippy::struct_excessive_bools, reason = "they are a command's flags")]
 pub(super) struct Args {
     /// The volume's file or block device
     #[arg(required_unless_present = "config")]
@@ -36,7 +37,7 @@ pub(super) struct Args {
 
     /// Serve what this TOML file says: one export or several
     #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "header", "KeyArgs", "socket", "listen",
-        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_kdf_memory",
+        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "max_kdf_memory",
         "require_authenticated_header", "kind", "uuid", "read_only", "discard"])]
     config: Option<PathBuf>,
 
@@ -76,6 +77,10 @@ pub(super) struct Args {
     /// Turn more connections than this away [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: Option<u16>,
+
+    /// Memory that all clients together can make the server take [default: 256M]
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<ByteCount>,
 
     #[command(flatten)]
     key: KeyArgs,
@@ -165,6 +170,7 @@ impl Args {
             list: self.list,
             max_kdf_memory: self.max_kdf_memory,
             max_connections: self.max_connections.map(usize::from),
+            max_memory: self.max_memory,
             exports: vec![export],
         })
     }

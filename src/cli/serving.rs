@@ -16,20 +16,19 @@ use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
 use super::attach::Attachment;
 use super::prompt;
 
-/// Freed buffers that the server keeps for reuse, in bytes.
-const KEEP_BUFFERS: usize = 64 << 20;
-
 /// Serves until told to stop.
 pub(super) fn serve(config: &Config, json: bool) -> Result<()> {
     config.check()?;
+    let limits = limits(config);
+    limits.check(config.tls_certificates.is_some())?;
     let located: Vec<Located> = config.exports.iter().map(|e| locate(config, e)).collect::<Result<_>>()?;
     let tls = config.tls_certificates.as_deref().map(TlsConfig::load).transpose()?;
     // Bound before a passphrase is asked for: a taken socket should not cost a key derivation.
     let fronts = fronts(config)?;
-    let pool = BufferPool::new(KEEP_BUFFERS);
+    let pool = limits.pool();
     let volumes = unlock(config, located, &pool)?;
     let services = config.exports.iter().zip(&volumes).map(|(export, volume)| service(export, volume));
-    let options = Options { listing: config.list, tls, limits: limits(config) };
+    let options = Options { listing: config.list, tls, limits };
     let server = Server::new(services.collect::<Result<_>>()?, pool, options)?;
     hear_signals(server.stopper())?;
     let manager = Notifier::connect();
@@ -58,7 +57,11 @@ fn locate(config: &Config, export: &ExportConfig) -> Result<Located> {
 
 fn limits(config: &Config) -> Limits {
     let defaults = Limits::default();
-    Limits { connections: config.max_connections.unwrap_or(defaults.connections), ..defaults }
+    Limits {
+        connections: config.max_connections.unwrap_or(defaults.connections),
+        memory: config.max_memory.map_or(defaults.memory, |size| size.to_usize().unwrap_or(usize::MAX)),
+        ..defaults
+    }
 }
 
 /// Binds every socket: those that the service manager passed, or those for all exports without sockets

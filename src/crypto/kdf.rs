@@ -65,6 +65,11 @@ pub struct CostLimits {
     pub iterations: u64,
 }
 
+/// Costs below which a passphrase is easily guessed: no program chooses so little today. KiB times
+/// passes of Argon2, and iterations of PBKDF2.
+const CHEAP_KIB_PASSES: u64 = 64 << 10;
+const CHEAP_ITERATIONS: u64 = 100_000;
+
 const KIB_PER_GIB: u64 = ByteCount::GIB / ByteCount::KIB;
 
 impl CostLimits {
@@ -111,6 +116,19 @@ impl KdfAlgorithm {
         }
     }
 
+    /// Says in the log when a key slot's passphrase is easy to guess, for that its derivation is cheap.
+    pub fn warn_if_cheap(self) {
+        let (kib_passes, iterations) = self.cost();
+        if kib_passes < CHEAP_KIB_PASSES && iterations < CHEAP_ITERATIONS {
+            tracing::warn!(
+                kdf = self.name(),
+                kib_passes,
+                iterations,
+                "this key slot's key derivation is cheap, so its passphrase is easy to guess"
+            );
+        }
+    }
+
     /// Checks that the parameters make sense and that the cost is within `limits`.
     ///
     /// # Errors
@@ -143,6 +161,35 @@ fn within(what: &str, asked: u64, limit: u64) -> Result<()> {
     }
     let what = format!("key derivation asks for {asked} {what}; this machine's limit is {limit}");
     Err(Error::new(ErrorKind::Unsupported, what))
+}
+
+/// What may still be computed in one attempt to open a volume: a header may have many key slots, and
+/// all of them together may cost as much as the limits allow for one.
+pub struct Budget {
+    kib_passes: u64,
+    iterations: u64,
+}
+
+impl Budget {
+    /// One attempt's.
+    pub fn new(limits: &CostLimits) -> Self {
+        Self { kib_passes: limits.kib_passes, iterations: limits.iterations }
+    }
+
+    /// Takes what a derivation costs, before it is computed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when that much is not left.
+    pub fn spend(&mut self, kdf: &Kdf) -> Result<()> {
+        let (kib_passes, iterations) = kdf.algorithm.cost();
+        let left = self.kib_passes.checked_sub(kib_passes).zip(self.iterations.checked_sub(iterations));
+        let (kib_passes, iterations) = left.ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "trying every key slot of this header would take too long")
+                .hint("name the key slot that the passphrase belongs to")
+        })?;
+        *self = Self { kib_passes, iterations };
+        Ok(())
+    }
 }
 
 impl Kdf {

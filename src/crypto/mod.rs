@@ -18,6 +18,6 @@ mod xts_reference;
 pub use aead::{AeadKey, Suite};
 pub use calibrate::{calibrate_argon2id, calibrate_pbkdf2};
 pub use hash::Hash;
-pub use kdf::{CostLimits, Kdf, KdfAlgorithm};
+pub use kdf::{Budget, CostLimits, Kdf, KdfAlgorithm};
 pub use mac::{MAC_LEN, MacKey};
 pub use xts::{Backend, TWEAK_UNIT, Xts, xts};

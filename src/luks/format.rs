@@ -20,7 +20,7 @@ use crate::units::{BlockSize, ByteCount, ByteOffset};
 use super::binary_header::{BinaryHeader, LABEL_MAX, Place};
 use super::check::{KEY_LEN, KeyDigest};
 use super::compose::{AREA_OFFSET, DATA_OFFSET, DIGEST_ITERATIONS, HDR_SIZE, binary_header, metadata};
-use super::keyslot::{seal, warn_if_cheap};
+use super::keyslot::seal;
 use super::metadata::Metadata;
 use super::read::{CopyState, RawHeader};
 use super::update::assemble;
@@ -149,7 +149,7 @@ fn plan(options: &FormatOptions, passphrase: &Passphrase, entropy: &dyn Entropy)
     xts(key.expose(), Backend::Reference)?;
     let kdf = Kdf { algorithm: choose(options.pbkdf)?, salt: random::<SALT_LEN>(entropy)?.to_vec() };
     kdf.algorithm.check_cost(&CostLimits::of_this_machine())?;
-    warn_if_cheap(&kdf);
+    kdf.algorithm.warn_if_cheap();
     let key_material = seal(&key, passphrase, &kdf, Hash::Sha256, entropy)?;
     let algorithm = KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: DIGEST_ITERATIONS };
     let digest_kdf = Kdf { algorithm, salt: random::<SALT_LEN>(entropy)?.to_vec() };

@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::backing::Backing;
-use crate::crypto::{Backend, CostLimits, Hash, Kdf, xts};
+use crate::crypto::{Backend, Budget, Hash, Kdf, xts};
 use crate::env::Entropy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::secret::{Passphrase, SecretBytes, VolumeKey};
@@ -21,15 +21,6 @@ use super::check::{CheckedHeader, CryptSegment, KeyDigest, Priority, STRIPES, Sl
 
 /// Areas are encrypted in sectors of this size, whatever the data's sector size is.
 const AREA_SECTOR: BlockSize = BlockSize::B512;
-
-/// One attempt to open a volume, over all slots tried, may cost as much as this many of the costliest
-/// derivations that the limits allow for one.
-const DERIVATIONS: u64 = 1;
-
-/// Costs below which a passphrase is easily guessed: no program chooses so little today. KiB times
-/// passes of Argon2, and iterations of PBKDF2.
-const CHEAP_KIB_PASSES: u64 = 64 << 10;
-const CHEAP_ITERATIONS: u64 = 100_000;
 
 /// What is asked of an unlock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,7 +102,7 @@ impl CheckedHeader {
             budget.spend(&self.layout.digest.kdf)?;
             let candidate = slot.open(backing, passphrase, self.layout.key_len)?;
             if self.layout.digest.matches(candidate.expose())? {
-                warn_if_cheap(&slot.kdf);
+                slot.kdf.algorithm.warn_if_cheap();
                 return self.unlocked(candidate, Some(number));
             }
         }
@@ -165,32 +156,6 @@ impl CheckedHeader {
     }
 }
 
-/// What may still be computed in one attempt to open a volume: a header may have 32 slots.
-struct Budget {
-    kib_passes: u64,
-    iterations: u64,
-}
-
-impl Budget {
-    fn new(limits: &CostLimits) -> Self {
-        Self {
-            kib_passes: limits.kib_passes.saturating_mul(DERIVATIONS),
-            iterations: limits.iterations.saturating_mul(DERIVATIONS),
-        }
-    }
-
-    fn spend(&mut self, kdf: &Kdf) -> Result<()> {
-        let (kib_passes, iterations) = kdf.algorithm.cost();
-        let left = self.kib_passes.checked_sub(kib_passes).zip(self.iterations.checked_sub(iterations));
-        let (kib_passes, iterations) = left.ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "trying every key slot of this header would take too long")
-                .hint("name the key slot that the passphrase belongs to")
-        })?;
-        *self = Self { kib_passes, iterations };
-        Ok(())
-    }
-}
-
 impl Slot {
     /// What comes out of the slot with this passphrase: the volume key of `key_len` bytes, or noise.
     fn open(&self, backing: &dyn Backing, passphrase: &Passphrase, key_len: usize) -> Result<SecretBytes> {
@@ -214,19 +179,6 @@ pub(super) fn seal(
     let mut material = antiforensic::split(key.expose(), STRIPES, af_hash, entropy)?;
     xts(wrapping.expose(), Backend::Fastest)?.encrypt(material.expose_mut(), AREA_SECTOR, 0)?;
     Ok(material)
-}
-
-/// Says so when a slot's passphrase is easy to guess.
-pub(super) fn warn_if_cheap(kdf: &Kdf) {
-    let (kib_passes, iterations) = kdf.algorithm.cost();
-    if kib_passes < CHEAP_KIB_PASSES && iterations < CHEAP_ITERATIONS {
-        tracing::warn!(
-            kdf = kdf.algorithm.name(),
-            kib_passes,
-            iterations,
-            "this key slot's key derivation is cheap, so its passphrase is easy to guess"
-        );
-    }
 }
 
 fn wrapping_key(kdf: &Kdf, passphrase: &Passphrase, len: usize) -> Result<SecretBytes> {
@@ -255,6 +207,7 @@ impl KeyDigest {
 mod tests {
     use super::*;
     use crate::backing::MemoryBacking;
+    use crate::crypto::CostLimits;
     use crate::luks::fixtures::{CHEAP, forge, passphrase, volume};
     use crate::luks::{Device, DeviceOptions, DiscardPolicy, RawHeader};
     use crate::units::{ByteCount, ByteOffset};

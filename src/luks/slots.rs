@@ -27,7 +27,7 @@ use super::check::{CheckedHeader, MOST_OBJECTS};
 use super::compose::keyslot;
 use super::describe::{KeyslotDescription, describe_slot};
 use super::format::{Pbkdf, SALT_LEN, choose};
-use super::keyslot::{Unlocked, seal, warn_if_cheap};
+use super::keyslot::{Unlocked, seal};
 use super::metadata::{Decimal, Metadata};
 use super::update::Update;
 
@@ -221,7 +221,7 @@ impl Made {
         progress.begin("deriving the key", 1);
         let kdf = Kdf { algorithm: choose(pbkdf)?, salt: random::<SALT_LEN>(entropy)?.to_vec() };
         kdf.algorithm.check_cost(&header.limits)?;
-        warn_if_cheap(&kdf);
+        kdf.algorithm.warn_if_cheap();
         let material = seal(existing.volume_key(), passphrase, &kdf, Hash::Sha256, entropy)?;
         progress.advance(1);
         Ok(Self { kdf, area, material })

@@ -76,6 +76,7 @@ pub fn errno(kind: ErrorKind, command: &Command) -> NbdErrno {
         | ErrorKind::CorruptHeader
         | ErrorKind::TamperedBlock
         | ErrorKind::StaleVolume
+        | ErrorKind::AnchorMismatch
         | ErrorKind::Busy
         | ErrorKind::NotFound
         | ErrorKind::AlreadyExists

@@ -151,6 +151,7 @@ impl Chunks {
         let limit = if req_one { 1 } else { MAX_EXTENTS };
         let (header_len, head_len, extent_len) = self.status_layout();
         let start = out.len();
+        out.reserve(header_len + head_len + extents.len().clamp(1, limit) * extent_len as usize);
         out.resize(start + header_len + head_len, 0);
         let mut count = 0;
         for (len, status) in runs(extents, requested).take(limit) {

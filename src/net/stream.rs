@@ -132,9 +132,27 @@ impl Stream {
         let _ = rustix::net::shutdown(&self.socket.fd, Shutdown::Both);
     }
 
-    /// Limits how long a receive waits (`None`: for ever).
+    /// Limits how long a receive waits (`None`: for ever). After it a receive that has moved nothing
+    /// fails with [`io::ErrorKind::WouldBlock`].
     pub fn set_receive_deadline(&self, limit: Option<Duration>) -> io::Result<()> {
         self.socket.set_receive_deadline(limit)
+    }
+
+    /// Limits how long a send waits for room (`None`: for ever). After it a send that has moved nothing
+    /// fails with [`io::ErrorKind::WouldBlock`].
+    pub fn set_send_deadline(&self, limit: Option<Duration>) -> io::Result<()> {
+        Ok(sockopt::set_socket_timeout(&self.socket.fd, sockopt::Timeout::Send, limit)?)
+    }
+
+    /// Has the system ask the other end of a silent TCP connection whether it is still there: after
+    /// `idle`, and then four times within as long again. Nothing happens on a Unix socket, whose other
+    /// end cannot vanish unnoticed.
+    pub fn keep_alive(&self, idle: Duration) {
+        let fd = &self.socket.fd;
+        let _ = sockopt::set_tcp_keepidle(fd, idle)
+            .and_then(|()| sockopt::set_tcp_keepintvl(fd, idle / 4))
+            .and_then(|()| sockopt::set_tcp_keepcnt(fd, 4))
+            .and_then(|()| sockopt::set_socket_keepalive(fd, true));
     }
 }
 

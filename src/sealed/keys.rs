@@ -16,6 +16,7 @@ use sha2::Sha256;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::anchor::AnchorMac;
 use crate::crypto::{AeadKey, MacKey, Suite};
 use crate::env::{Entropy, random};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,9 +45,6 @@ pub enum HeaderMac {}
 
 /// Marks the key that authenticates superblocks.
 pub enum SuperblockMac {}
-
-/// Marks the key that authenticates anchors' records.
-pub enum AnchorMac {}
 
 /// The root of all keys of an unlocked volume.
 pub struct KeySchedule {

@@ -8,7 +8,7 @@ use crate::units::{ByteCount, ByteOffset};
 use super::outbox::Answer;
 
 /// Extents in one BLOCK_STATUS reply; a client asks again for the rest.
-const MAX_EXTENTS: usize = 4096;
+pub(super) const MAX_EXTENTS: usize = 4096;
 
 /// Carries `request` out. The answer says how that went; a failure is logged here.
 pub(super) fn execute(

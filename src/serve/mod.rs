@@ -10,16 +10,21 @@
 //! ```
 
 mod access;
+mod budget;
 mod credits;
 mod execute;
+mod limits;
 mod negotiate;
 mod outbox;
+mod pace;
 mod placement;
 mod receiver;
+mod registry;
 mod server;
 mod session;
 mod workers;
 mod zeroes;
 
 pub use access::{Access, ClientRule, group};
-pub use server::{Front, Limits, Offer, Options, Server, Service, Stopper};
+pub use limits::Limits;
+pub use server::{Front, Offer, Options, Server, Service, Stopper};

@@ -10,10 +10,8 @@ use crate::nbd::{AwaitingTls, Exports, Handshake, Negotiated, Step, TlsMode};
 use crate::net::Stream;
 
 use super::receiver::Receiver;
+use super::registry::Place;
 use super::server::{Offer, Shared};
-
-/// How long a client may take for the whole handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a connection ended, for the log.
 pub(super) type Ended = Cow<'static, str>;
@@ -23,6 +21,7 @@ pub(super) fn negotiate(
     shared: &Shared,
     offer: &Offer,
     stream: &Stream,
+    place: &Place,
     receiver: &mut Receiver,
 ) -> io::Result<Result<Negotiated, Ended>> {
     let began = Instant::now();
@@ -34,7 +33,7 @@ pub(super) fn negotiate(
     stream.send_all(&greeting)?;
     let mut at_least = 1;
     loop {
-        let left = HANDSHAKE_LIMIT.saturating_sub(began.elapsed());
+        let left = shared.limits.handshake.saturating_sub(began.elapsed());
         if left.is_zero() {
             return Ok(Err("the handshake took too long".into()));
         }
@@ -64,9 +63,11 @@ pub(super) fn negotiate(
                 }
             }
             Step::Ready { consumed, bytes, session } => {
+                if !place.attach() {
+                    return Ok(Err("no more clients can attach".into()));
+                }
                 receiver.consume(consumed);
                 stream.send_all(&bytes)?;
-                stream.set_receive_deadline(None)?;
                 return Ok(Ok(session));
             }
             Step::Close { bytes, reason } => {

@@ -3,17 +3,20 @@
 //! Whoever has replies to send and finds nobody sending becomes the sender, and sends until the queue
 //! is empty, also what others add meanwhile. A worker must not sleep for a client that does not read:
 //! where the socket is full it leaves the rest to the connection's own writer thread, which exists
-//! only from the first time that it is needed.
+//! only from the first time that it is needed. Replies hold memory that others may want, so a client
+//! that does not read them loses its connection after a while.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::block::Buffer;
 use crate::nbd::Header;
 use crate::net::{Patience, Stream};
 
 use super::credits::Credit;
+use super::pace::Pace;
 
 /// Parts of one `sendmsg`; the kernel's limit is 1024.
 const MAX_PARTS: usize = 128;
@@ -22,7 +25,7 @@ const MAX_PARTS: usize = 128;
 pub(super) struct Reply {
     pub(super) answer: Answer,
     #[expect(dead_code, reason = "held, to be given back on drop")]
-    pub(super) credit: Option<Credit>,
+    pub(super) credit: Credit,
 }
 
 /// A reply's bytes.
@@ -55,6 +58,7 @@ pub(super) struct Outbox {
     state: Mutex<State>,
     /// Wakes the writer thread: replies were left to it, or the connection ends.
     left_over: Condvar,
+    limit: Duration,
 }
 
 #[derive(Default)]
@@ -70,6 +74,8 @@ struct State {
     writer: Option<std::thread::JoinHandle<()>>,
     /// The socket failed or the session ends: nothing is queued any more.
     closed: bool,
+    /// It failed because the client did not read for too long.
+    overdue: bool,
 }
 
 /// Who sends at the moment.
@@ -84,8 +90,10 @@ enum Role {
 }
 
 impl Outbox {
-    pub(super) fn new(stream: Arc<Stream>) -> Arc<Self> {
-        Arc::new(Self { stream, state: Mutex::default(), left_over: Condvar::new() })
+    /// The sending half of `stream`, whose send deadline is `limit`: how long a reply may wait for a
+    /// client that does not read.
+    pub(super) fn new(stream: Arc<Stream>, limit: Duration) -> Arc<Self> {
+        Arc::new(Self { stream, state: Mutex::default(), left_over: Condvar::new(), limit })
     }
 
     /// Queues a reply. It leaves with the next [`Self::send`] or [`Self::send_now`] of anybody.
@@ -119,6 +127,11 @@ impl Outbox {
         }
     }
 
+    /// Whether the connection was ended because its client did not read its replies.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.lock().overdue
+    }
+
     /// Ends the writer thread; what is still queued is dropped.
     pub(super) fn close(&self) {
         let mut state = self.lock();
@@ -132,8 +145,9 @@ impl Outbox {
         }
     }
 
-    /// Sends until the queue is empty, then gives the role of the sender up. On `WouldBlock` the
-    /// role is kept, for the writer thread; on any other error the connection is over.
+    /// Sends until the queue is empty, then gives the role of the sender up. With [`Patience::Now`] the
+    /// role is kept on `WouldBlock`, for the writer thread; otherwise that is a deadline which has
+    /// passed, and like any other error the end of the connection.
     fn send_queue<'a>(&'a self, mut state: MutexGuard<'a, State>, patience: Patience) -> io::Result<()> {
         let mut batch = std::mem::take(&mut state.spare);
         loop {
@@ -149,10 +163,12 @@ impl Outbox {
             let result = self.send_batch(&mut batch, &mut sent, patience);
             state = self.lock();
             if let Err(error) = result {
-                if error.kind() == io::ErrorKind::WouldBlock && !state.closed {
+                let would_block = error.kind() == io::ErrorKind::WouldBlock;
+                if would_block && patience == Patience::Now && !state.closed {
                     batch.append(&mut state.queue);
                     (state.queue, state.sent, state.held_back) = (batch, sent, true);
                 } else {
+                    state.overdue = would_block || error.kind() == io::ErrorKind::TimedOut;
                     state.closed = true;
                     state.role = Role::Nobody;
                     state.queue.clear();
@@ -171,6 +187,7 @@ impl Outbox {
         sent: &mut usize,
         patience: Patience,
     ) -> io::Result<()> {
+        let mut pace = None;
         while !batch.is_empty() {
             let mut parts = Parts::new();
             let mut skip = *sent;
@@ -184,7 +201,8 @@ impl Outbox {
                     break;
                 }
             }
-            *sent += self.stream.send(parts.as_slice(), patience)?;
+            let sent_now = self.stream.send(parts.as_slice(), patience)?;
+            *sent += sent_now;
             while let Some(first) = batch.front() {
                 let len = first.answer.len();
                 if *sent < len {
@@ -192,6 +210,9 @@ impl Outbox {
                 }
                 *sent -= len;
                 batch.pop_front();
+            }
+            if !batch.is_empty() {
+                pace.get_or_insert_with(|| Pace::new(self.limit)).moved(sent_now)?;
             }
         }
         self.stream.flush(patience)

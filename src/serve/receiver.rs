@@ -1,10 +1,17 @@
 //! [`Receiver`]: the receiving half of a connection. Many small requests arrive in one system call, and
 //! a large payload goes straight into its own buffer.
+//!
+//! The stream's receive deadline bounds how long anything here stands still: what waits longer fails
+//! with `WouldBlock`, except for a request's first byte, which may be as long in coming as it likes.
 
 use std::io::{self, IoSliceMut};
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::nbd::MAX_BUFFERED;
 use crate::net::Stream;
+
+use super::pace::Pace;
 
 /// Enough for 32 writes of 4 KiB with their headers, and a little more.
 const SIZE: usize = 144 << 10;
@@ -22,8 +29,18 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
+    /// A receiver with a buffer for the handshake.
     pub(super) fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, buffer: vec![0; SIZE].into_boxed_slice(), start: 0, end: 0 }
+        Self { stream, buffer: vec![0; MAX_BUFFERED].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// Takes the larger buffer of an attached client, and keeps what has been received.
+    pub(super) fn attached(&mut self) {
+        let mut buffer = vec![0; SIZE].into_boxed_slice();
+        let buffered = self.buffered();
+        buffer[..buffered.len()].copy_from_slice(buffered);
+        (self.start, self.end) = (0, buffered.len());
+        self.buffer = buffer;
     }
 
     /// What has been received and not yet consumed.
@@ -62,24 +79,30 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Receives the next `N` bytes, mostly from the buffer. `None` at the stream's end.
-    pub(super) fn array<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
-        if !self.fill(N)? {
-            return Ok(None);
+    /// The next `len` bytes, those of a request's header, which are not consumed. `None` at the stream's
+    /// end. Silence before the first of them is no error.
+    pub(super) fn header(&mut self, len: usize) -> io::Result<Option<&[u8]>> {
+        loop {
+            match self.fill(len) {
+                Ok(true) => return Ok(Some(&self.buffer[self.start..self.start + len])),
+                Ok(false) => return Ok(None),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.buffered().is_empty() => {}
+                Err(e) => return Err(e),
+            }
         }
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&self.buffer[self.start..self.start + N]);
-        self.consume(N);
-        Ok(Some(bytes))
     }
 
     /// Receives exactly `into.len()` bytes.
-    pub(super) fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Those of the socket; `TimedOut` when it goes on, but too slowly for `limit` ([`Pace`]).
+    pub(super) fn read_exact(&mut self, into: &mut [u8], limit: Duration) -> io::Result<()> {
         let ready = self.buffered().len().min(into.len());
         into[..ready].copy_from_slice(&self.buffer[self.start..self.start + ready]);
         self.consume(ready);
         let behind = if into.len() >= LARGE { BEHIND_LARGE } else { self.buffer.len() };
         let mut done = ready;
+        let mut pace = None;
         while done < into.len() {
             // Nothing is buffered here: the loop runs only after the buffer was used up.
             let (rest, buffer) = (&mut into[done..], &mut self.buffer[..behind]);
@@ -90,7 +113,10 @@ impl Receiver {
                     (self.start, self.end) = (0, received - wanted);
                     done += wanted;
                 }
-                received => done += received,
+                received => {
+                    done += received;
+                    pace.get_or_insert_with(|| Pace::new(limit)).moved(received)?;
+                }
             }
         }
         Ok(())

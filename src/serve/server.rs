@@ -1,10 +1,9 @@
 //! [`Server`]: accepts connections and gives each its thread, until it is told to stop.
 
-use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -16,6 +15,9 @@ use crate::nbd::{Export, Exports};
 use crate::net::{Listener, Stream, TlsConfig};
 
 use super::access::Access;
+use super::budget::Budget;
+use super::limits::{Limits, Shares};
+use super::registry::Registry;
 use super::session;
 use super::workers::Workers;
 
@@ -72,25 +74,6 @@ pub struct Options {
     pub limits: Limits,
 }
 
-/// What clients may use up.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at one time; more are turned away.
-    pub connections: usize,
-    /// Requests of one connection in flight.
-    pub requests_per_connection: usize,
-    /// Payload bytes of one connection in flight.
-    pub bytes_per_connection: usize,
-    /// Threads that carry out what would make a connection wait.
-    pub workers: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { connections: 64, requests_per_connection: 256, bytes_per_connection: 64 << 20, workers: 16 }
-    }
-}
-
 /// An NBD server.
 pub struct Server {
     shared: Arc<Shared>,
@@ -105,14 +88,9 @@ pub(super) struct Shared {
     pub(super) tls: Option<TlsConfig>,
     pub(super) limits: Limits,
     pub(super) stopper: Stopper,
-    sessions: Mutex<Sessions>,
-    one_ended: Condvar,
-}
-
-#[derive(Default)]
-struct Sessions {
-    streams: HashMap<u64, Arc<Stream>>,
-    next: u64,
+    pub(super) shares: Shares,
+    pub(super) budget: Arc<Budget>,
+    pub(super) registry: Arc<Registry>,
 }
 
 /// Tells a running [`Server`] to stop. Cloning it stops the same server.
@@ -150,10 +128,17 @@ impl Stopper {
 }
 
 impl Server {
-    /// A server for `services`.
+    /// A server for `services`. `pool` is where their devices take their buffers from too, and should be
+    /// that of the limits ([`Limits::pool`]).
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::InvalidInput`] for limits that leave no room for a request, and for
+    /// exports that share a name.
     pub fn new(services: Vec<Service>, pool: BufferPool, options: Options) -> Result<Self> {
         let mut exports = Exports::new(services.iter().map(|service| service.export.clone()).collect())?;
         exports.listing = options.listing;
+        let names = services.iter().map(|service| Limits::listing(&service.export)).sum();
+        let shares = options.limits.shares(options.tls.is_some(), names)?;
         let shared = Shared {
             exports,
             services,
@@ -162,8 +147,9 @@ impl Server {
             tls: options.tls,
             limits: options.limits,
             stopper: Stopper::new()?,
-            sessions: Mutex::default(),
-            one_ended: Condvar::new(),
+            shares,
+            budget: Budget::new(shares.common),
+            registry: Registry::new(&options.limits),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -216,57 +202,31 @@ impl Server {
     }
 
     fn start_session(&self, offer: Offer, stream: Arc<Stream>) {
-        let mut sessions = self.shared.sessions();
-        if sessions.streams.len() >= self.shared.limits.connections {
-            tracing::warn!(
-                peer = stream.peer(),
-                "turned away: {} connections are the limit",
-                sessions.streams.len()
-            );
+        stream.keep_alive(self.shared.limits.keep_alive);
+        let Some(place) = self.shared.registry.enter(&stream) else {
+            tracing::warn!(peer = stream.peer(), "turned away: no more clients can attach");
             return;
-        }
-        let id = sessions.next;
-        sessions.next += 1;
-        sessions.streams.insert(id, Arc::clone(&stream));
-        drop(sessions);
+        };
         tracing::debug!(peer = stream.peer(), "connection accepted");
         let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new().name(format!("connection-{id}"));
-        let spawned = thread.spawn(move || {
-            session::run(&shared, &offer, &stream);
-            shared.end(id);
-        });
-        if let Err(error) = spawned {
+        let thread = std::thread::Builder::new().name(format!("connection-{}", place.id()));
+        if let Err(error) = thread.spawn(move || session::run(&shared, &offer, &stream, &place)) {
             tracing::error!(%error, "no thread for a connection");
-            self.shared.end(id);
         }
     }
 
     /// Lets every session finish what it has read, and cuts those that take too long.
     fn end_sessions(&self) {
         let began = Instant::now();
-        let mut sessions = self.shared.sessions();
-        sessions.streams.values().for_each(|stream| stream.stop_receiving());
+        let registry = &self.shared.registry;
+        registry.stop_receiving();
         let mut cut = false;
-        while !sessions.streams.is_empty() {
+        while !registry.wait_until_empty(Duration::from_millis(100)) {
             if !cut && (began.elapsed() > STOP_LIMIT || self.shared.stopper.is_hurried()) {
-                tracing::warn!("{} connections do not end by themselves and are cut", sessions.streams.len());
-                sessions.streams.values().for_each(|stream| stream.hang_up());
+                let connections = registry.hang_up();
+                tracing::warn!("{connections} connections do not end by themselves and are cut");
                 cut = true;
             }
-            let waited = self.shared.one_ended.wait_timeout(sessions, Duration::from_millis(100));
-            sessions = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-}
-
-impl Shared {
-    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, id: u64) {
-        self.sessions().streams.remove(&id);
-        self.one_ended.notify_all();
     }
 }

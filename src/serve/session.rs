@@ -1,6 +1,7 @@
 //! A connection from its first byte to its last: handshake, then requests until the client leaves, the
 //! server stops, or the client breaks the protocol.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,10 +18,12 @@ use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
 use super::execute::{answer, execute};
+use super::limits::{REFUSED, cost};
 use super::negotiate::{Ended, negotiate};
 use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
+use super::registry::Place;
 use super::server::{Offer, Shared};
 use super::zeroes::{Turns, Zeroing, is_long};
 
@@ -31,9 +34,9 @@ const GATHER: usize = 32;
 const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
-pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) {
+pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) {
     let peer = stream.peer().to_owned();
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream, place)));
     stream.hang_up();
     match outcome {
         Ok(Ok(ended)) => tracing::info!(peer, "connection ended: {ended}"),
@@ -42,12 +45,19 @@ pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) {
     }
 }
 
-fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) -> std::io::Result<Ended> {
+fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) -> std::io::Result<Ended> {
+    let limits = &shared.limits;
     let mut receiver = Receiver::new(Arc::clone(stream));
-    let negotiated = match negotiate(shared, offer, stream, &mut receiver)? {
-        Ok(negotiated) => negotiated,
-        Err(ended) => return Ok(ended),
+    stream.set_send_deadline(Some(limits.handshake))?;
+    let negotiated = match negotiate(shared, offer, stream, place, &mut receiver) {
+        _ if place.is_ousted() => return Ok("the handshake made room for a newer one".into()),
+        Ok(Ok(negotiated)) => negotiated,
+        Ok(Err(ended)) => return Ok(ended),
+        Err(error) => return Err(error),
     };
+    stream.set_receive_deadline(Some(limits.stall))?;
+    stream.set_send_deadline(Some(limits.reply))?;
+    receiver.attached();
     let service = &shared.services[negotiated.index];
     let (export, client, replies) = (service.export.name(), stream.identity(), negotiated.form);
     tracing::info!(peer = stream.peer(), export, %client, %replies, "client attached");
@@ -55,7 +65,7 @@ fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) -> std::io::
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
         negotiated,
-        outbox: Outbox::new(Arc::clone(stream)),
+        outbox: Outbox::new(Arc::clone(stream), limits.reply),
         placement: Placement::default(),
         turns: Turns::default(),
         held_up: AtomicBool::new(false),
@@ -64,7 +74,13 @@ fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>) -> std::io::
     });
     let result = session.transmit(&mut receiver);
     session.outbox.close();
-    result
+    match result {
+        _ if session.outbox.is_overdue() => Ok("the client did not read its replies".into()),
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Ok("a request did not arrive whole".into())
+        }
+        result => result,
+    }
 }
 
 /// What a connection's own thread and the workers share in its transmission phase.
@@ -85,8 +101,8 @@ pub(super) struct Session {
 impl Session {
     /// Reads requests until the stream ends, and sees every admitted one through.
     fn transmit(self: &Arc<Self>, receiver: &mut Receiver) -> std::io::Result<Ended> {
-        let limits = &self.shared.limits;
-        let credits = Credits::new(limits.requests_per_connection, limits.bytes_per_connection);
+        let shared = &self.shared;
+        let credits = Credits::new(&shared.limits, shared.shares, &shared.budget);
         let ended = self.read_requests(receiver, &credits);
         self.gone.store(true, Ordering::Release);
         self.outbox.send();
@@ -107,8 +123,8 @@ impl Session {
                 self.outbox.send();
                 (gathered, bytes) = (0, 0);
             }
-            receiver.fill(header_len)?;
-            let Some(admission) = transmission.admit(receiver.buffered()) else {
+            let header = receiver.header(header_len)?;
+            let Some(admission) = header.and_then(|header| transmission.admit(header)) else {
                 return Ok("the client left".into());
             };
             receiver.consume(header_len);
@@ -122,8 +138,9 @@ impl Session {
                 }
                 Admission::Accept(request) => Ok(request),
                 Admission::Filter(filtered) => {
-                    let payload = receiver.array::<STATUS_PAYLOAD_LEN>()?;
-                    filtered.admit(&payload.ok_or(std::io::ErrorKind::UnexpectedEof)?)
+                    let mut payload = [0; STATUS_PAYLOAD_LEN];
+                    receiver.read_exact(&mut payload, self.shared.limits.stall)?;
+                    filtered.admit(&payload)
                 }
                 Admission::Refuse(refusal) => Err(refusal),
                 Admission::Close(reason) => return Ok(reason.to_string().into()),
@@ -131,27 +148,33 @@ impl Session {
             match admitted {
                 Ok(request) => {
                     bytes += buffer_len(&request.command);
-                    let credit = self.admit(credits, &request);
+                    let credit = self.admit(credits, cost(&request.command));
                     let data = self.receive_data(receiver, &request)?;
                     self.place(request, data, credit);
                 }
-                Err(refusal) => self.refuse(receiver, &refusal)?,
+                Err(refusal) => self.refuse(receiver, credits, &refusal)?,
             }
         }
     }
 
     /// Answers with an error. The payload of a refused write is data, whatever it looks like.
-    fn refuse(&self, receiver: &mut Receiver, refusal: &Refusal) -> std::io::Result<()> {
+    fn refuse(
+        &self,
+        receiver: &mut Receiver,
+        credits: &Arc<Credits>,
+        refusal: &Refusal,
+    ) -> std::io::Result<()> {
         let Refusal { echo, command, error, drain } = *refusal;
         tracing::debug!(peer = self.stream.peer(), command, answer = ?error, "refused");
+        // Its reply takes up memory like any other, until the client reads it.
+        let credit = self.admit(credits, REFUSED);
         receiver.discard(drain)?;
-        self.reply(Answer::Bare(self.negotiated.replies().error(echo, error)), None);
+        self.reply(Answer::Bare(self.negotiated.replies().error(echo, error)), credit);
         Ok(())
     }
 
-    /// Waits until the connection may have one more request in flight.
-    fn admit(&self, credits: &Arc<Credits>, request: &Request) -> Credit {
-        let bytes = buffer_len(&request.command);
+    /// Waits until the connection may have one more request in flight, which holds `bytes`.
+    fn admit(&self, credits: &Arc<Credits>, bytes: usize) -> Credit {
         credits.try_admit(bytes).unwrap_or_else(|| {
             // Credits come back with replies that have left, and some of those may wait for us.
             self.outbox.send();
@@ -170,14 +193,14 @@ impl Session {
             // The rest may be long in coming, and the client in want of what is ready.
             self.outbox.send();
         }
-        receiver.read_exact(&mut buffer)?;
+        receiver.read_exact(&mut buffer, self.shared.limits.stall)?;
         Ok(Some(buffer))
     }
 
     /// Carries the request out here, or has a worker do it.
     fn place(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit) {
         if self.placement.is_inline(&request.command) {
-            self.reply(self.execute(&request, data), Some(credit));
+            self.reply(self.execute(&request, data), credit);
             return;
         }
         if is_long(&self.disk, &request.command) {
@@ -189,7 +212,7 @@ impl Session {
         let session = Arc::clone(self);
         self.shared.workers.submit(Box::new(move || {
             if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
-                session.reply(answer, Some(credit));
+                session.reply(answer, credit);
                 session.outbox.send_now();
             } else {
                 tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
@@ -207,7 +230,7 @@ impl Session {
                 Ok(None) => return session.zero(zeroing),
                 Ok(Some(result)) => {
                     let answer = answer(&session.negotiated, &zeroing.request, result);
-                    session.reply(answer, Some(zeroing.credit));
+                    session.reply(answer, zeroing.credit);
                     session.outbox.send_now();
                 }
                 Err(_) => {
@@ -239,7 +262,7 @@ impl Session {
         answer
     }
 
-    fn reply(&self, answer: Answer, credit: Option<Credit>) {
+    fn reply(&self, answer: Answer, credit: Credit) {
         self.outbox.push(Reply { answer, credit });
     }
 }
@@ -251,7 +274,7 @@ fn has_left(stream: &Stream) -> bool {
     rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// How much memory a request holds until its reply has left.
+/// How much data a request moves through a buffer.
 fn buffer_len(command: &Command) -> usize {
     match command {
         Command::Read { len, .. } | Command::Write { len, .. } => len.to_usize().unwrap_or(usize::MAX),

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod busy;
+mod config;
 mod damaged_header;
 mod demo;
 mod harness;
@@ -12,9 +13,11 @@ mod inspect;
 mod interrupt;
 mod key_files;
 mod keys;
+mod limits;
 mod overwrite;
 mod pins;
 mod prompt;
 mod ready;
+mod service_manager;
 mod wrong_device;
 mod wrong_key;

@@ -22,7 +22,8 @@ pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Which package brings a program, for the message when it is missing.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 14] = [
+    ("certtool", "gnutls-bin"),
     ("cryptsetup", "cryptsetup-bin"),
     ("fio", "fio"),
     ("losetup", "mount"),

@@ -22,3 +22,4 @@ mod loop_device;
 mod luks1;
 mod qemu;
 mod secrets;
+mod tls;

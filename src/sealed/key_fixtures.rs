@@ -1,0 +1,266 @@
+//! What the tests of headers and key slots share: a store with a header and a small superblock, and
+//! crashes of it.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+
+use super::CopyPlace;
+use super::header::{HEADER_LEN, Header, HeaderPin, SLOTS};
+use super::keys::{KeySchedule, VolumeId};
+use super::slot::{Slot, SlotSecret};
+use super::slots::{NewHeader, NewSlot, create};
+use super::unlock::{RawHeader, Unlocked};
+use crate::anchor::AnchorMode;
+use crate::backing::{Backing, MemoryBacking, Run};
+use crate::crypto::{CostLimits, KdfAlgorithm, Suite};
+use crate::env::{Entropy, OsEntropy, Progress, Silent, random};
+use crate::error::{Error, ErrorKind, Result};
+use crate::secret::{Passphrase, SecretBytes, VolumeKey};
+use crate::units::{ByteCount, ByteOffset};
+
+/// The cheapest that Argon2id can do.
+pub(super) const CHEAP: KdfAlgorithm = KdfAlgorithm::Argon2id { time: 1, memory_kib: 8, lanes: 1 };
+const SECTOR: usize = 512;
+const ENV: (&dyn Entropy, &dyn Progress) = (&OsEntropy, &Silent);
+
+pub(super) fn limits() -> CostLimits {
+    CostLimits { memory_kib: 1 << 16, kib_passes: 1 << 20, lanes: 16, iterations: 1 }
+}
+
+pub(super) fn passphrase(text: &str) -> Passphrase {
+    Passphrase::new(SecretBytes::copy_of(text.as_bytes()).unwrap())
+}
+
+/// A header with a slot of each kind.
+pub(super) fn header() -> Header {
+    let volume = VolumeId { uuid: Uuid::from_bytes([0xab; 16]), suite: Suite::Aes256GcmSiv };
+    let key = VolumeKey::new(SecretBytes::copy_of(&[3; 32]).unwrap());
+    let (text, raw) = (passphrase("secret"), SecretBytes::copy_of(&[9; 32]).unwrap());
+    let slot = |number, secret| {
+        Some(Slot::wrap((&volume, number), &key, (secret, CHEAP), &limits(), &OsEntropy).unwrap())
+    };
+    let mut slots = [const { None }; SLOTS];
+    slots[0] = slot(0, SlotSecret::Passphrase(&text));
+    slots[2] = slot(2, SlotSecret::Key(&raw));
+    Header { volume, sequence: 7, key_generation: 3, anchor: AnchorMode::Lazy, slots }
+}
+
+/// What reached a store, in order: sectors, which are atomic, and syncs.
+enum Event {
+    Sector(u64, Vec<u8>),
+    Sync,
+}
+
+/// A store that remembers what was done to it.
+pub(super) struct Recorder {
+    store: MemoryBacking,
+    events: Mutex<Vec<Event>>,
+}
+
+impl Backing for Recorder {
+    fn len(&self) -> Result<ByteCount> {
+        self.store.len()
+    }
+    fn read_at(&self, at: ByteOffset, into: &mut [u8]) -> Result<()> {
+        self.store.read_at(at, into)
+    }
+    fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        let sectors = (at.0..).step_by(SECTOR).zip(data.chunks(SECTOR));
+        let sectors = sectors.map(|(at, sector)| Event::Sector(at, sector.to_vec()));
+        self.events.lock().unwrap().extend(sectors);
+        self.store.write_at(at, data)
+    }
+    fn sync(&self) -> Result<()> {
+        self.events.lock().unwrap().push(Event::Sync);
+        Ok(())
+    }
+    fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
+        self.store.punch(at, len)
+    }
+    fn run_at(&self, at: ByteOffset) -> Result<Run> {
+        self.store.run_at(at)
+    }
+}
+
+/// A store with a header, and a superblock of one sector that pins it: generation `g` lies in one of two
+/// places, by turns.
+pub(super) struct Store {
+    pub(super) backing: Arc<Recorder>,
+    pub(super) id: VolumeId,
+}
+
+/// A new volume that opens with each of the secrets.
+pub(super) fn volume(secrets: &[&str]) -> Store {
+    let id = VolumeId { uuid: Uuid::from_bytes(random(&OsEntropy).unwrap()), suite: Suite::Aes256Gcm };
+    let store = Store::over(MemoryBacking::new(ByteCount(1 << 20)), id);
+    let first = passphrase(secrets[0]);
+    let slot = NewSlot { secret: SlotSecret::Passphrase(&first), kdf: CHEAP, number: None };
+    let new = NewHeader { volume: id, anchor: AnchorMode::None, slot, limits: limits() };
+    let unlocked = create(&new, &OsEntropy, &Silent).unwrap();
+    unlocked.store(&*store.backing).unwrap();
+    store.write_pin(unlocked.keys(), &unlocked.pin()).unwrap();
+    for more in &secrets[1..] {
+        store.add(secrets[0], more, None).unwrap();
+    }
+    Store::over(store.snapshot(), id)
+}
+
+impl Store {
+    const PLACES: [u64; 2] = [64 << 10, 128 << 10];
+    /// What trying a slot costs.
+    pub(super) const COST: u64 = 8;
+
+    fn over(store: MemoryBacking, id: VolumeId) -> Self {
+        Self { backing: Arc::new(Recorder { store, events: Mutex::default() }), id }
+    }
+
+    /// The superblocks that the keys vouch for: generation and pin.
+    fn superblocks(&self, keys: &KeySchedule) -> Result<Vec<(u64, HeaderPin)>> {
+        let mut found = Vec::new();
+        for place in Self::PLACES {
+            let mut bytes = [0; 80];
+            self.backing.read_at(ByteOffset(place), &mut bytes)?;
+            let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            if keys.superblock_mac()?.verify(&[&bytes[..48]], bytes[48..].try_into().unwrap())? {
+                let digest = bytes[16..48].try_into().unwrap();
+                found.push((number(0), HeaderPin { sequence: number(8), digest }));
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn pin(&self, keys: &KeySchedule) -> Result<HeaderPin> {
+        let newest = self.superblocks(keys)?.into_iter().max_by_key(|(generation, _)| *generation);
+        newest.map(|(_, pin)| pin).ok_or_else(|| Error::new(ErrorKind::CorruptHeader, "no superblock"))
+    }
+
+    fn write_pin(&self, keys: &KeySchedule, pin: &HeaderPin) -> Result<()> {
+        let newest = self.superblocks(keys)?.into_iter().map(|(generation, _)| generation).max();
+        let generation = newest.unwrap_or(0) + 1;
+        let body = [&generation.to_le_bytes()[..], &pin.sequence.to_le_bytes(), &pin.digest].concat();
+        let code = keys.superblock_mac()?.sign(&[&body])?;
+        let place = Self::PLACES[usize::try_from(generation % 2).unwrap()];
+        self.backing.write_at(ByteOffset(place), &[&body[..], &code].concat())?;
+        self.backing.sync()
+    }
+
+    pub(super) fn copies(&self) -> [[u8; HEADER_LEN]; 2] {
+        CopyPlace::BOTH.map(|place| {
+            let mut bytes = [0; HEADER_LEN];
+            self.backing.read_at(place.offset(), &mut bytes).unwrap();
+            bytes
+        })
+    }
+
+    pub(super) fn unlock(&self, text: &str) -> Result<Unlocked> {
+        let [a, b] = self.copies();
+        self.unlock_copies(&a, &b, text)
+    }
+
+    /// Unlocks with other copies of the header than those in the store.
+    pub(super) fn unlock_copies(
+        &self,
+        a: &[u8; HEADER_LEN],
+        b: &[u8; HEADER_LEN],
+        text: &str,
+    ) -> Result<Unlocked> {
+        let checked = RawHeader::from_copies(a, b).check(&limits())?;
+        let text = passphrase(text);
+        let pin = |keys: &KeySchedule| Ok((self.pin(keys)?, ()));
+        checked.unlock(SlotSecret::Passphrase(&text), None, pin).map(|(unlocked, ())| unlocked)
+    }
+
+    pub(super) fn slot_of(&self, text: &str) -> Result<u32, ErrorKind> {
+        self.unlock(text).map(|unlocked| unlocked.key_slot()).map_err(|e| e.kind())
+    }
+
+    pub(super) fn add(&self, existing: &str, text: &str, number: Option<u32>) -> Result<u32, ErrorKind> {
+        let mut unlocked = self.unlock(existing).map_err(|e| e.kind())?;
+        let keys = self.unlock(existing).unwrap().into_keys();
+        let text = passphrase(text);
+        let new = NewSlot { secret: SlotSecret::Passphrase(&text), kdf: CHEAP, number };
+        let pin = &mut |pin: &HeaderPin| self.write_pin(&keys, pin);
+        unlocked.add(&*self.backing, &new, pin, ENV).map_err(|e| e.kind())
+    }
+
+    pub(super) fn change(&self, old: &str, text: &str) -> Result<(), ErrorKind> {
+        let mut unlocked = self.unlock(old).map_err(|e| e.kind())?;
+        let keys = self.unlock(old).unwrap().into_keys();
+        let text = passphrase(text);
+        let new = NewSlot { secret: SlotSecret::Passphrase(&text), kdf: CHEAP, number: None };
+        let pin = &mut |pin: &HeaderPin| self.write_pin(&keys, pin);
+        unlocked.change(&*self.backing, &new, pin, ENV).map_err(|e| e.kind())
+    }
+
+    /// Removes a slot, with whichever of the usual secrets opens.
+    pub(super) fn remove(&self, number: u32) -> Result<(), ErrorKind> {
+        let opens = |text: &&str| self.unlock(text).ok();
+        let mut unlocked = ["third", "other", "secret"].iter().find_map(opens).unwrap();
+        let keys = ["third", "other", "secret"].iter().find_map(opens).unwrap().into_keys();
+        let pin = &mut |pin: &HeaderPin| self.write_pin(&keys, pin);
+        unlocked.remove(&*self.backing, number, pin).map_err(|e| e.kind())
+    }
+
+    /// A copy of the parts of the store that these tests use.
+    fn snapshot(&self) -> MemoryBacking {
+        let copy = MemoryBacking::new(ByteCount(1 << 20));
+        for at in [0, Self::PLACES[0], Self::PLACES[1], CopyPlace::B.offset().0] {
+            let mut bytes = [0; 4096];
+            self.backing.read_at(ByteOffset(at), &mut bytes).unwrap();
+            copy.write_at(ByteOffset(at), &bytes).unwrap();
+        }
+        copy
+    }
+
+    /// Every state that a crash during `act` can leave: each prefix of its sectors, and each sector lost
+    /// or come first among the unsynced ones around it.
+    pub(super) fn crashes_of(&self, act: impl Fn(&Self)) -> Vec<Self> {
+        let recorded = Self::over(self.snapshot(), self.id);
+        act(&recorded);
+        let events = std::mem::take(&mut *recorded.backing.events.lock().unwrap());
+        let apply = |store: &MemoryBacking, event: &Event| {
+            if let Event::Sector(at, sector) = event {
+                store.write_at(ByteOffset(*at), sector).unwrap();
+            }
+        };
+        let mut crashes = vec![Self::over(self.snapshot(), self.id)];
+        let synced = Self::over(self.snapshot(), self.id);
+        for epoch in events.split_inclusive(|event| matches!(event, Event::Sync)) {
+            for (number, event) in epoch.iter().enumerate() {
+                let prefix = synced.snapshot();
+                epoch[..=number].iter().for_each(|event| apply(&prefix, event));
+                let without = synced.snapshot();
+                let others = epoch.iter().enumerate().filter(|(other, _)| *other != number);
+                others.for_each(|(_, event)| apply(&without, event));
+                let alone = synced.snapshot();
+                apply(&alone, event);
+                crashes.extend([prefix, without, alone].map(|store| Self::over(store, self.id)));
+            }
+            epoch.iter().for_each(|event| apply(&synced.backing.store, event));
+        }
+        crashes.push(synced);
+        crashes
+    }
+}
+
+/// Lets `act` crash everywhere: what opens a store is one of the sets in `allowed`, always with the same
+/// volume key, and all of them are met.
+pub(super) fn crash_everywhere(before: &Store, act: impl Fn(&Store), secrets: &[&str], allowed: &[&[&str]]) {
+    let mut key: Option<Vec<u8>> = None;
+    let mut met = BTreeSet::new();
+    for crashed in before.crashes_of(act) {
+        let mut open = Vec::new();
+        for secret in secrets {
+            if let Ok(unlocked) = crashed.unlock(secret) {
+                let opened = unlocked.key.expose().to_vec();
+                assert!(*key.get_or_insert(opened.clone()) == opened, "another volume key");
+                open.push(*secret);
+            }
+        }
+        let state = allowed.iter().position(|allowed| *allowed == open);
+        met.insert(state.unwrap_or_else(|| panic!("opens with {open:?}; only {allowed:?} are allowed")));
+    }
+    assert_eq!(met.len(), allowed.len());
+}

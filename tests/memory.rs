@@ -1,0 +1,182 @@
+//! How much memory clients can make the server take: live bytes of this process, counted by its
+//! allocator, never pass the cap.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
+#![allow(unsafe_code)] // an allocator that counts
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hostveil::serve::Limits;
+
+use support::{
+    Client, FUA, GOOD, READ, Running, WRITE, hello, option, option_header, pattern, request, request_with,
+};
+
+/// The system's allocator, and how much it has given out.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count(more: usize, less: usize) {
+    let live = LIVE.fetch_add(more, Ordering::Relaxed) + more;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+    LIVE.fetch_sub(less, Ordering::Relaxed);
+}
+
+// SAFETY: every call is passed on to the system's allocator, unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(0, layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Both may exist for a moment.
+        count(size, layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+/// One test at a time: there is one allocator.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Runs `load` beside a server with these limits, and says how far memory rose above what was in use
+/// before.
+fn peak(limits: Limits, load: impl FnOnce(&Running)) -> usize {
+    let before = LIVE.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let running = Running::start(limits);
+    load(&running);
+    drop(running);
+    PEAK.load(Ordering::SeqCst) - before
+}
+
+const MIB: usize = 1 << 20;
+static MEBIBYTE: [u8; MIB] = [7; MIB];
+
+/// 64 connections that each have 32 requests of 1 MiB in flight ask for 2 GiB. What is written is held
+/// until the slow disk has taken it, so that without a cap nearly all of that would be held at once.
+#[test]
+fn sixty_four_connections_at_depth_thirty_two_stay_under_the_cap() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let one = |running: &Running| {
+        let mut client = running.attach();
+        let mut half = Client(client.0.half());
+        let sender = std::thread::spawn(move || {
+            for cookie in 0..32 {
+                half.send(&request_with(WRITE, FUA, cookie, GOOD, 1 << 20));
+                half.send(&MEBIBYTE);
+            }
+            for cookie in 32..64 {
+                half.send(&request(READ, cookie, GOOD, 1 << 20));
+            }
+        });
+        for _ in 0..64 {
+            let (cookie, error) = client.reply();
+            assert_eq!(error, 0);
+            if cookie >= 32 {
+                client.data(MIB, pattern(GOOD));
+            }
+        }
+        sender.join().unwrap();
+    };
+    let limits = Limits::default();
+    let peak = peak(limits, |running| {
+        running.disk.write_time.store(30_000, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| one(running));
+            }
+        });
+        assert_eq!(running.disk.written.load(Ordering::Relaxed), (64 * 32) << 20);
+    });
+    assert!(peak <= limits.memory, "{} MiB", peak / MIB);
+    // And the load was one that presses against it.
+    assert!(peak >= limits.memory / 2, "{} MiB", peak / MIB);
+}
+
+/// Clients of every kind that means harm, a thousand in all, and one that does not and is served all
+/// the while.
+#[test]
+fn a_thousand_hostile_connections_stay_under_the_cap() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let limits = Limits { memory: 96 * MIB, ..Limits::default() };
+    raise_descriptor_limit();
+    let done = AtomicBool::new(false);
+    let peak = peak(limits, |running| {
+        let mut good = running.attach();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut count = 0;
+                while !done.load(Ordering::Relaxed) {
+                    good.reads_well();
+                    count += 1;
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                count
+            });
+            let hostile: Vec<_> = (0..1000).map(|number| hostile(running, number)).collect();
+            std::thread::sleep(Duration::from_millis(300));
+            done.store(true, Ordering::Relaxed);
+            assert!(reader.join().unwrap() > 10, "the good client must go on");
+            drop(hostile);
+        });
+    });
+    assert!(peak <= limits.memory, "{} KiB", peak / 1024);
+    assert!(peak >= 16 * MIB, "the load was none: {} KiB", peak / 1024);
+}
+
+/// A connection that means harm, of one of seven kinds; it stays until it is dropped. The server may
+/// turn it away or end it at any point.
+fn hostile(running: &Running, number: usize) -> Client {
+    let mut client = running.connect();
+    client.0.limit(Duration::from_millis(20));
+    let mut say = |bytes: &[u8]| drop(client.0.write_all(bytes));
+    match number % 7 {
+        0 => {}
+        1 => say(&hello()[..9]),
+        2 => {
+            // An option that is gathered, all but its last byte; and one that is discarded.
+            say(&[&[0, 0, 0, 3], &option_header(7, 16 << 10)[..], &[0; (16 << 10) - 1]].concat());
+        }
+        3 => say(&[&[0, 0, 0, 3], &option_header(99, 1 << 20)[..], &[0; 4096]].concat()),
+        4 => say(&[hello(), request(WRITE, 1, GOOD, 32 << 20), vec![0; 4096]].concat()),
+        5 => {
+            let reads = (0..40).flat_map(|cookie| request(READ, cookie, GOOD, 1 << 20));
+            say(&hello());
+            say(&reads.collect::<Vec<_>>());
+        }
+        _ => {
+            // Refused requests, the replies to which nobody reads; and options without end.
+            say(&[hello(), request(99, 1, 0, 0).repeat(2000)].concat());
+            say(&option(3, &[]).repeat(100));
+        }
+    }
+    client
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    assert!(maximum.is_none_or(|maximum| maximum >= 2048), "this test needs 2048 descriptors");
+}
