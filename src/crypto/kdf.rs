@@ -194,7 +194,7 @@ impl Budget {
 
 impl Kdf {
     /// Fills `out` with the key that belongs to `passphrase`. Costs what the algorithm says:
-    /// [`KdfAlgorithm::check_cost`] comes first. Argon2's lanes run in rayon's current pool.
+    /// [`KdfAlgorithm::check_cost`] comes first. Argon2's lanes run in threads that end with it.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] without the memory, [`ErrorKind::CorruptHeader`] for parameters that
@@ -225,10 +225,24 @@ impl Kdf {
             |e| Error::new(ErrorKind::CorruptHeader, "Argon2 cannot work with these parameters").because(e);
         let params = Params::new(memory_kib, time, lanes, Some(out.len())).map_err(refused)?;
         let mut memory = Memory::new(params.block_count())?;
-        Argon2::new(algorithm, Version::V0x13, params)
-            .hash_password_into_with_memory(passphrase, &self.salt, out, &mut memory.0[..])
-            .map_err(refused)
+        let argon2 = Argon2::new(algorithm, Version::V0x13, params);
+        let derive = || {
+            argon2
+                .hash_password_into_with_memory(passphrase, &self.salt, out, &mut memory.0[..])
+                .map_err(refused)
+        };
+        in_threads_of_its_own(lanes, derive)
     }
+}
+
+/// Runs `work` in a pool of at most `threads` threads, which have ended when this returns: a server
+/// enters its sandbox after it has derived keys, and a thread that was there before could stay outside.
+fn in_threads_of_its_own<T: Send>(threads: u32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = usize::try_from(threads).map_or(processors, |threads| threads.clamp(1, processors));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let done = pool.build_scoped(rayon::ThreadBuilder::run, |pool| pool.install(work));
+    done.map_err(|e| Error::new(ErrorKind::OutOfMemory, "no threads for key derivation").because(e))?
 }
 
 /// Argon2's memory, zeroed on drop.

@@ -20,6 +20,7 @@ mod pace;
 mod placement;
 mod receiver;
 mod registry;
+pub mod sandbox;
 mod server;
 mod session;
 mod workers;

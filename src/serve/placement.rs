@@ -3,9 +3,11 @@
 //! Handing a request to another thread costs two wake-ups, far more than reading 4 KiB from a page
 //! cache; waiting for a disk in the connection's thread costs every request behind it. So the thread
 //! keeps measuring how long the disk takes, and stays with inline execution as long as that is the
-//! time of memory copies and ciphers.
+//! time of memory copies and ciphers. One exception: while there are CPUs that no connection uses, and
+//! more requests wait behind a large one, a worker takes that beside the connection's own thread.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::block::Durability;
@@ -19,11 +21,25 @@ const PER_4_KIB: Duration = Duration::from_micros(4);
 /// The measure's unit: a disk that takes exactly what is allowed.
 const ONE: u32 = 1 << 10;
 
+/// From this size on, in bytes, a request is worth two wake-ups.
+const LARGE: u64 = 64 << 10;
+
 /// A running measure of one connection's disk.
 #[derive(Default)]
 pub(super) struct Placement {
     /// Time taken over time allowed, in units of 1/1024, averaged over about eight requests.
     slowness: AtomicU32,
+    /// A worker carries out a request only so that two are carried out at once.
+    beside: Arc<AtomicBool>,
+}
+
+/// The place beside the connection's own thread; given back on drop.
+pub(super) struct Beside(Arc<AtomicBool>);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Placement {
@@ -37,6 +53,16 @@ impl Placement {
             // Syncs wait for the medium; the rest may walk over a whole disk.
             _ => false,
         }
+    }
+
+    /// The place beside the connection's own thread, if it is free and `command` is large enough for it.
+    pub(super) fn beside(&self, command: &Command) -> Option<Beside> {
+        let (Command::Read { len, .. } | Command::Write { len, durability: Durability::Flush, .. }) = command
+        else {
+            return None;
+        };
+        (len.0 >= LARGE && !self.beside.swap(true, Ordering::Relaxed))
+            .then(|| Beside(Arc::clone(&self.beside)))
     }
 
     /// Takes note of how long `bytes` of reading or writing took, wherever that ran.
@@ -55,6 +81,17 @@ impl Placement {
 mod tests {
     use super::*;
     use crate::units::ByteOffset;
+
+    #[test]
+    fn one_large_request_at_a_time_runs_beside() {
+        let read = |len| Command::Read { offset: ByteOffset(0), len: ByteCount(len), df: false };
+        let placement = Placement::default();
+        assert!(placement.beside(&read(4096)).is_none() && placement.beside(&Command::Flush).is_none());
+        let first = placement.beside(&read(1 << 20));
+        assert!(first.is_some() && placement.beside(&read(1 << 20)).is_none());
+        drop(first);
+        assert!(placement.beside(&read(1 << 20)).is_some());
+    }
 
     #[test]
     fn a_slow_disk_goes_to_the_workers_and_a_fast_one_comes_back() {

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -91,6 +91,38 @@ pub(super) struct Shared {
     pub(super) shares: Shares,
     pub(super) budget: Arc<Budget>,
     pub(super) registry: Arc<Registry>,
+    pub(super) busy: Busy,
+}
+
+/// Counts the connections in transmission, to compare them with the CPUs.
+pub(super) struct Busy {
+    connections: AtomicUsize,
+    cpus: usize,
+}
+
+/// A counted connection; counts no more on drop.
+pub(super) struct Counted<'a>(&'a Busy);
+
+impl Busy {
+    fn new(cpus: usize) -> Self {
+        Self { connections: AtomicUsize::new(0), cpus }
+    }
+
+    pub(super) fn enter(&self) -> Counted<'_> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+
+    /// Whether there are CPUs that no connection's own thread uses.
+    pub(super) fn spares_cpus(&self) -> bool {
+        self.connections.load(Ordering::Relaxed) < self.cpus
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Tells a running [`Server`] to stop. Cloning it stops the same server.
@@ -150,6 +182,7 @@ impl Server {
             shares,
             budget: Budget::new(shares.common),
             registry: Registry::new(&options.limits),
+            busy: Busy::new(options.limits.cpus),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

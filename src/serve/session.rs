@@ -103,6 +103,7 @@ impl Session {
     fn transmit(self: &Arc<Self>, receiver: &mut Receiver) -> std::io::Result<Ended> {
         let shared = &self.shared;
         let credits = Credits::new(&shared.limits, shared.shares, &shared.budget);
+        let _busy = shared.busy.enter();
         let ended = self.read_requests(receiver, &credits);
         self.gone.store(true, Ordering::Release);
         self.outbox.send();
@@ -150,7 +151,8 @@ impl Session {
                     bytes += buffer_len(&request.command);
                     let credit = self.admit(credits, cost(&request.command));
                     let data = self.receive_data(receiver, &request)?;
-                    self.place(request, data, credit);
+                    let more_wait = receiver.buffered().len() >= header_len;
+                    self.place(request, data, credit, more_wait);
                 }
                 Err(refusal) => self.refuse(receiver, credits, &refusal)?,
             }
@@ -197,9 +199,11 @@ impl Session {
         Ok(Some(buffer))
     }
 
-    /// Carries the request out here, or has a worker do it.
-    fn place(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit) {
-        if self.placement.is_inline(&request.command) {
+    /// Carries the request out here, or has a worker do it; `more_wait`: there are requests behind it.
+    fn place(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit, more_wait: bool) {
+        let spare = more_wait && self.shared.busy.spares_cpus();
+        let beside = if spare { self.placement.beside(&request.command) } else { None };
+        if beside.is_none() && self.placement.is_inline(&request.command) {
             self.reply(self.execute(&request, data), credit);
             return;
         }
@@ -214,6 +218,7 @@ impl Session {
             if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
                 session.reply(answer, credit);
                 session.outbox.send_now();
+                drop(beside);
             } else {
                 tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
                 session.stream.hang_up();

@@ -18,6 +18,9 @@ mod overwrite;
 mod pins;
 mod prompt;
 mod ready;
+mod sandbox;
 mod service_manager;
+#[path = "../support/mod.rs"]
+mod support;
 mod wrong_device;
 mod wrong_key;
