@@ -8,11 +8,14 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use hostveil::block::{Capabilities, Discard, Geometry};
 use hostveil::nbd::wire::NBD_REQUEST_MAGIC;
-use hostveil::nbd::{Export, Exports, Handshake, Negotiated, Step, TlsMode};
+use hostveil::nbd::{Echo, Export, Exports, Handshake, Negotiated, Step, TlsMode};
 use hostveil::units::{BlockSize, ByteCount, ByteOffset};
 
 /// What a client sends: its flags, `STRUCTURED_REPLY`, and GO for the default export.
 const HELLO: &[u8] = b"\0\0\0\x03IHAVEOPT\0\0\0\x08\0\0\0\0IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0";
+
+/// What a reply repeats.
+const ECHO: Echo = Echo { cookie: 7, offset: 4096 };
 
 fn exports() -> Option<Arc<Exports>> {
     let size = ByteCount(1 << 40);
@@ -61,9 +64,9 @@ fn codec(criterion: &mut Criterion) {
         });
     }
     let replies = session.replies();
-    group.bench_function("a reply without data", |bencher| bencher.iter(|| replies.done(black_box(7))));
+    group.bench_function("a reply without data", |bencher| bencher.iter(|| replies.done(black_box(ECHO))));
     group.bench_function("a read's reply", |bencher| {
-        bencher.iter(|| replies.read_header(black_box(7), ByteOffset(4096), 4096));
+        bencher.iter(|| replies.read_header(black_box(ECHO), ByteOffset(4096), 4096));
     });
 }
 

@@ -52,11 +52,11 @@ fn volume(pool: &BufferPool) -> Disk {
     Disk::new(ByteGranular::new(Disk::new(device), pool.clone()))
 }
 
-/// A client that allocates nothing either.
+/// A client that allocates nothing either, once it is attached.
 struct Client {
     stream: UnixStream,
-    requests: [u8; TOGETHER * (28 + LEN)],
-    replies: [u8; TOGETHER * (16 + LEN)],
+    requests: Vec<u8>,
+    replies: Vec<u8>,
 }
 
 impl Client {
@@ -68,7 +68,7 @@ impl Client {
         let mut export = [0; 10];
         stream.read_exact(&mut export).unwrap();
         assert_eq!(export[..8], SIZE.to_be_bytes());
-        Self { stream, requests: [0; TOGETHER * (28 + LEN)], replies: [0; TOGETHER * (16 + LEN)] }
+        Self { stream, requests: vec![0; TOGETHER * (28 + LEN)], replies: vec![0; TOGETHER * (16 + LEN)] }
     }
 
     /// Sends `count` requests in one piece, at places next to each other, and takes the replies.

@@ -16,8 +16,8 @@ use hostveil::nbd::wire::{
     OPTION_HEADER_LEN, OPTION_REPLY_HEADER_LEN, Reader,
 };
 use hostveil::nbd::{
-    CloseReason, Export, Exports, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated, Step,
-    TlsMode,
+    CloseReason, Export, Exports, Form, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated,
+    Step, TlsMode,
 };
 use hostveil::units::{BlockSize, ByteCount};
 
@@ -40,8 +40,8 @@ pub fn nbd_handshake(data: &[u8]) {
     let mut input = Input::new(data);
     let (settings, seed) = (input.byte(), input.byte());
     let stream = input.rest();
-    let whole = Run::new(settings).run(stream, std::iter::once(stream.len()));
-    let cut = Run::new(settings).run(stream, pieces(seed));
+    let whole = Run::new(settings, false).run(stream, std::iter::once(stream.len()));
+    let cut = Run::new(settings, true).run(stream, pieces(seed));
     // What has arrived behind STARTTLS ends the connection, and so that one option depends on the pieces.
     if settings & TLS == 0 {
         assert_eq!(whole, cut, "output depends on how input is cut");
@@ -85,7 +85,7 @@ enum End {
     Ready {
         consumed: usize,
         index: usize,
-        structured: bool,
+        form: Form,
         context: Option<u32>,
     },
     Close(CloseReason),
@@ -125,19 +125,21 @@ struct Run {
     secured: Arc<Exports>,
     /// Whether nothing may be told yet.
     tls_awaited: bool,
+    /// Whether the client waits for the answer to STARTTLS: until then its bytes arrive one by one.
+    patient: bool,
     stopping: bool,
     answers: u32,
 }
 
 impl Run {
-    fn new(settings: u8) -> Self {
+    fn new(settings: u8, patient: bool) -> Self {
         let mut exports = exports();
         exports.listing = settings & LISTING != 0;
         let alone = settings & DEFAULT_ALONE != 0;
         let secured = exports.visible(|_, export| export.name().is_empty() || !alone);
         let (exports, secured) = (Arc::new(exports), Arc::new(secured));
         let (tls_awaited, stopping) = (settings & TLS != 0, settings & STOPPING != 0);
-        Self { exports, secured, tls_awaited, stopping, answers: 0 }
+        Self { exports, secured, tls_awaited, patient, stopping, answers: 0 }
     }
 
     fn start(&self) -> (Handshake, Vec<u8>) {
@@ -173,7 +175,11 @@ impl Run {
                         return Outcome { output, end: End::NeedMore(consumed) };
                     }
                     state = same;
-                    arrived = (arrived + pieces.next().unwrap_or(input.len())).min(input.len());
+                    let piece = match self.tls_awaited && self.patient {
+                        true => 1,
+                        false => pieces.next().unwrap_or(input.len()),
+                    };
+                    arrived = (arrived + piece).min(input.len());
                 }
                 Step::Reply { state: next, consumed: now, bytes } => {
                     assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());
@@ -198,7 +204,9 @@ impl Run {
                     assert!(!self.tls_awaited, "a session without TLS");
                     check_session(&self.exports, &session);
                     // EXPORT_NAME has an answer of its own: size, flags, and 124 zeroes unless they are unwanted.
-                    if !matches!(bytes.len(), 10 | 134) {
+                    if matches!(bytes.len(), 10 | 134) {
+                        assert_ne!(session.form, Form::Extended, "EXPORT_NAME after extended headers");
+                    } else {
                         check_answer(&bytes);
                     }
                     output.extend(bytes);
@@ -226,15 +234,15 @@ fn check_demand(bytes: &[u8]) {
 }
 
 fn ready(consumed: usize, session: &Negotiated) -> End {
-    let (index, structured, context) = (session.index, session.structured, session.meta_allocation);
-    End::Ready { consumed, index, structured, context }
+    let (index, form, context) = (session.index, session.form, session.meta_allocation);
+    End::Ready { consumed, index, form, context }
 }
 
-/// A session has an export that exists, and a metadata context only with structured replies.
+/// A session has an export that exists, and a metadata context only with replies in chunks.
 fn check_session(exports: &Exports, session: &Negotiated) {
     let found = exports.find(session.export.name()).expect("an export that is visible");
     assert!(found.0 == session.index && Arc::ptr_eq(found.1, &session.export));
-    assert!(session.structured || session.meta_allocation.is_none(), "a context without structured replies");
+    assert!(session.form.has_chunks() || session.meta_allocation.is_none(), "a context without chunks");
 }
 
 /// An answer is nothing but whole option replies, all of them to one option; the last of them, and no

@@ -45,8 +45,21 @@ pub trait Backing: Send + Sync {
     /// Makes every write that has returned durable (`fdatasync`).
     fn sync(&self) -> Result<()>;
 
+    /// Forgets what is cached of the store, so that reads show what is on the medium: after a write-back
+    /// failed, a cache may go on showing what the medium does not have. Whoever calls it has just synced.
+    /// The default is for stores without a cache.
+    fn drop_cache(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives the space of a range back; it reads as zeroes afterwards.
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()>;
+
+    /// Tells the store that nobody needs a range any more: it gives the space back, or does nothing
+    /// where it could only write zeroes. What the range reads as afterwards is undefined.
+    fn discard(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
+        self.punch(at, len)
+    }
 
     /// The end of the run that begins at `at`, and whether the store holds data for it. A run ends
     /// where the state changes, or earlier; it is never empty before the store's end.

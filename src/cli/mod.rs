@@ -1,6 +1,7 @@
 //! The command line: arguments, prompts, progress bars, messages and exit codes. The only room where
 //! `anyhow` lives.
 
+mod accept_restore;
 mod attach;
 mod demo;
 mod exit;
@@ -51,6 +52,7 @@ enum Command {
     Inspect(inspect::Args),
     Key(key::Args),
     Header(header::Args),
+    AcceptRestore(accept_restore::Args),
     Demo(demo::Args),
 }
 
@@ -69,7 +71,8 @@ pub fn run() -> ExitCode {
     };
     start_log(cli.verbose, &cli.command);
     let result = match cli.command {
-        Command::Format(args) => format::run(args),
+        Command::AcceptRestore(args) => accept_restore::run(&args),
+        Command::Format(args) => format::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Key(args) => key::run(&args),

@@ -52,7 +52,9 @@ pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     manager.ready(&format!("serving {} export(s)", volumes.len()));
     let result = server.run(fronts);
     manager.stopping();
-    result?;
+    drop(server);
+    let closed = volumes.into_iter().map(Volume::close).fold(Ok(()), Result::and);
+    result.and(closed)?;
     tracing::info!("everything is flushed; goodbye");
     Ok(())
 }
@@ -67,6 +69,8 @@ fn locate(config: &Config, export: &ExportConfig) -> Result<Located> {
         uuid: export.uuid,
         limits: CostLimits { memory_kib: machine.memory_kib.min(asked), ..machine },
         require_authenticated_header: export.require_authenticated_header,
+        anchor: export.anchor.clone(),
+        anchor_mode: export.anchor_mode,
     };
     Located::at(&export.place, &options)
 }

@@ -10,28 +10,30 @@ use hostveil::volume;
 use crate::place::Place;
 use crate::servers::Setup;
 
-/// `DISK,key-file=FILE[,header=FILE]`.
+/// `DISK,key-file=FILE[,header=FILE][,anchor=ANCHOR]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskSpec {
     disk: PathBuf,
     key_file: PathBuf,
     header: Option<PathBuf>,
+    anchor: Option<String>,
 }
 
 /// The parser of DISK-SPEC.
 pub(crate) fn disk_spec(text: &str) -> Result<DiskSpec, String> {
-    let form = "a disk is named as DISK,key-file=FILE[,header=FILE]";
+    let form = "a disk is named as DISK,key-file=FILE[,header=FILE][,anchor=ANCHOR]";
     let mut parts = text.split(',');
     let disk = parts.next().filter(|disk| !disk.is_empty()).ok_or(form)?;
-    let (mut key_file, mut header) = (None, None);
+    let (mut key_file, mut header, mut anchor) = (None, None, None);
     for part in parts {
         match part.split_once('=') {
             Some(("key-file", file)) if !file.is_empty() => key_file = Some(PathBuf::from(file)),
             Some(("header", file)) if !file.is_empty() => header = Some(PathBuf::from(file)),
+            Some(("anchor", address)) if !address.is_empty() => anchor = Some(address.to_owned()),
             _ => return Err(form.to_owned()),
         }
     }
-    Ok(DiskSpec { disk: disk.into(), key_file: key_file.ok_or(form)?, header })
+    Ok(DiskSpec { disk: disk.into(), key_file: key_file.ok_or(form)?, header, anchor })
 }
 
 impl DiskSpec {
@@ -64,6 +66,7 @@ impl DiskSpec {
             disk: self.disk.clone(),
             key: self.key_file.clone(),
             header: self.header.clone(),
+            anchor: self.anchor.clone(),
             socket: place.socket(&format!("given-{number}")),
             size: ByteCount(0),
             read_only,
@@ -72,8 +75,10 @@ impl DiskSpec {
 
     /// As it was given.
     pub(crate) fn text(&self) -> String {
-        let header = self.header.as_ref().map(|file| format!(",header={}", file.display()));
-        format!("{},key-file={}{}", self.disk.display(), self.key_file.display(), header.unwrap_or_default())
+        let header =
+            self.header.as_ref().map(|file| format!(",header={}", file.display())).unwrap_or_default();
+        let anchor = self.anchor.as_ref().map(|address| format!(",anchor={address}")).unwrap_or_default();
+        format!("{},key-file={}{header}{anchor}", self.disk.display(), self.key_file.display())
     }
 }
 
@@ -83,7 +88,7 @@ mod tests {
 
     #[test]
     fn disks_are_named_with_their_keys() {
-        let text = "a/disk.img,key-file=k,header=h";
+        let text = "a/disk.img,key-file=k,header=h,anchor=file:a";
         assert_eq!(disk_spec(text).unwrap().text(), text);
         assert_eq!(disk_spec("d,key-file=k").unwrap().header, None);
         for bad in ["", "disk", "disk,key-file=", ",key-file=k", "d,key-file=k,x=y", "d,key-file"] {

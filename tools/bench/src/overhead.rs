@@ -28,7 +28,8 @@ while its disk is in use. Reported are the time at which all threads have finish
 than alone in the same round, the server's processor time for a GiB, and how much of the rate was kept.
 Each disk is filled beforehand, and whatever is read is checked.
 
-A DISK-SPEC names a volume that exists, to be measured as well: DISK,key-file=FILE[,header=FILE]. What is no
+A DISK-SPEC names a volume that exists, to be measured as well: DISK,key-file=FILE[,header=FILE]
+[,anchor=ANCHOR]. What is no
 volume of hostveil's is refused before anything is written. Its data is overwritten, which wants --destroy;
 with --io read it is only read.
 
@@ -38,7 +39,7 @@ Examples:
   hostveil-bench overhead --io read /dev/vg0/vm,key-file=vm.key";
 
 /// Without --servers.
-const DEFAULT: [&str; 4] = ["plain", "hostveil-luks", "qemu-luks", "nbdkit-luks"];
+const DEFAULT: [&str; 5] = ["plain", "hostveil-luks", "hostveil-sealed", "qemu-luks", "nbdkit-luks"];
 /// The row of the loop without any I/O.
 pub(crate) const ALONE: &str = "alone";
 

@@ -26,8 +26,8 @@ server, in an order that moves from round to round, so that a slow moment of the
 Reported are the median and the range over the rounds; the ratio to a chosen server, formed within each
 round; and how many seconds of processor time the server itself spent on a GiB.
 
-Servers: plain, hostveil-luks, hostveil-luks-512, qemu-raw, qemu-luks, nbdkit-file, nbdkit-memory,
-nbdkit-luks. Clients: nbdcopy, fio, qemu-img. What is missing is left out, and named with its package.
+Servers: plain, hostveil-luks, hostveil-luks-512, hostveil-sealed, hostveil-sealed-aegis, qemu-raw,
+qemu-luks, nbdkit-file, nbdkit-memory, nbdkit-luks. Clients: nbdcopy, fio, qemu-img. What is missing is left out, and named with its package.
 
 Examples:
   hostveil-bench peers
@@ -35,8 +35,16 @@ Examples:
   hostveil-bench peers --base nbdkit-file --size 1GiB --json > peers.json";
 
 /// Without --servers.
-const DEFAULT: [&str; 7] =
-    ["plain", "hostveil-luks", "qemu-raw", "qemu-luks", "nbdkit-file", "nbdkit-memory", "nbdkit-luks"];
+const DEFAULT: [&str; 8] = [
+    "plain",
+    "hostveil-luks",
+    "hostveil-sealed",
+    "qemu-raw",
+    "qemu-luks",
+    "nbdkit-file",
+    "nbdkit-memory",
+    "nbdkit-luks",
+];
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = HELP)]

@@ -45,7 +45,8 @@ impl Place {
 
     /// What `count` disks of `size` bytes need.
     pub(crate) fn room_for(count: usize, size: ByteCount) -> ByteCount {
-        ByteCount(size.0.saturating_add(HEADERS).saturating_mul(count as u64))
+        // A sealed volume takes more than its size.
+        ByteCount((size.0 + size.0 / 4).saturating_add(HEADERS).saturating_mul(count as u64))
     }
 
     /// Where the disks lie unless somebody says otherwise: in memory, if there is such a place.

@@ -57,6 +57,20 @@ pub(crate) const KINDS: &[Kind] = &[
         serve: hostveil_serve,
     },
     Kind {
+        name: "hostveil-sealed",
+        about: "hostveil serving a sealed volume, AES-256-GCM",
+        program: Program::Hostveil,
+        prepare: |s| Ok(vec![s.format(&["--type", "sealed", "--pbkdf", "pbkdf2"])]),
+        serve: hostveil_serve,
+    },
+    Kind {
+        name: "hostveil-sealed-aegis",
+        about: "hostveil serving a sealed volume, AEGIS-256X4",
+        program: Program::Hostveil,
+        prepare: |s| Ok(vec![s.format(&["--type", "sealed", "--suite", "aegis-256x4", "--pbkdf", "pbkdf2"])]),
+        serve: hostveil_serve,
+    },
+    Kind {
         name: "qemu-raw",
         about: "qemu-nbd serving a file as it is",
         program: Program::Peer("qemu-nbd"),
@@ -108,6 +122,8 @@ pub(crate) struct Setup {
     pub(crate) disk: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) header: Option<PathBuf>,
+    /// Of a sealed volume that has one.
+    pub(crate) anchor: Option<String>,
     pub(crate) socket: PathBuf,
     pub(crate) size: ByteCount,
     pub(crate) read_only: bool,
@@ -161,6 +177,7 @@ impl Setup {
             disk: place.disk(name),
             key: place.key(name)?,
             header: None,
+            anchor: None,
             socket: place.socket(name),
             size,
             read_only: false,
@@ -197,6 +214,9 @@ pub(crate) fn hostveil_serve(setup: &Setup) -> Command {
     command.args(["serve", "--socket"]).arg(&setup.socket).arg("--key-file").arg(&setup.key);
     if let Some(header) = &setup.header {
         command.arg("--header").arg(header);
+    }
+    if let Some(anchor) = &setup.anchor {
+        command.arg("--anchor").arg(anchor);
     }
     if setup.read_only {
         command.arg("--read-only");

@@ -39,7 +39,8 @@ const SECTIONS: [(&str, &str, &str); 4] = [
         "peers",
         "Beside other servers",
         "The same NBD clients against several servers, each with a disk of its own in memory. “plain” is \
-         hostveil's server without encryption; the luks servers encrypt, the others do not.",
+         hostveil's server without encryption; the luks servers encrypt, the sealed one authenticates as well, the \
+         others do neither.",
     ),
 ];
 

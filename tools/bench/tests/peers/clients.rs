@@ -12,10 +12,12 @@ const PEERS: [(&str, &str); 5] = [
     ("qemu-nbd", "qemu-utils"),
     ("nbdkit", "nbdkit"),
 ];
-const SERVERS: [&str; 8] = [
+const SERVERS: [&str; 10] = [
     "plain",
     "hostveil-luks",
     "hostveil-luks-512",
+    "hostveil-sealed",
+    "hostveil-sealed-aegis",
     "qemu-raw",
     "qemu-luks",
     "nbdkit-file",
@@ -61,7 +63,7 @@ fn every_client_runs_on_every_server() {
         assert_eq!(column(result, "× plain").first(), Some(&("plain".to_owned(), 1.0)));
         assert_eq!(
             column(result, "99% of requests within").len(),
-            if work.starts_with("fio") { 8 } else { 0 }
+            if work.starts_with("fio") { 10 } else { 0 }
         );
     }
     place.is_clean();
@@ -110,7 +112,7 @@ fn what_is_missing_is_left_out_and_named_with_its_package() {
     let rows = column(&document["results"][0], "rate");
     assert_eq!(
         rows.iter().map(|(row, _)| row.as_str()).collect::<Vec<_>>(),
-        ["plain", "hostveil-luks", "plain", "hostveil-luks"]
+        ["plain", "hostveil-luks", "hostveil-sealed", "plain", "hostveil-luks", "hostveil-sealed"]
     );
 
     let none = path_with(&place.path("none"), &[]);
