@@ -60,14 +60,14 @@ pub(crate) const KINDS: &[Kind] = &[
         name: "hostveil-sealed",
         about: "hostveil serving a sealed volume, AES-256-GCM",
         program: Program::Hostveil,
-        prepare: |s| Ok(vec![s.format(&["--type", "sealed", "--pbkdf", "pbkdf2"])]),
+        prepare: |s| Ok(vec![s.format(&["--type", "sealed"])]),
         serve: hostveil_serve,
     },
     Kind {
         name: "hostveil-sealed-aegis",
         about: "hostveil serving a sealed volume, AEGIS-256X4",
         program: Program::Hostveil,
-        prepare: |s| Ok(vec![s.format(&["--type", "sealed", "--suite", "aegis-256x4", "--pbkdf", "pbkdf2"])]),
+        prepare: |s| Ok(vec![s.format(&["--type", "sealed", "--suite", "aegis-256x4"])]),
         serve: hostveil_serve,
     },
     Kind {

@@ -46,7 +46,8 @@ impl Place {
     /// The document that a command prints with `--json`.
     pub(crate) fn json(&self, args: &str) -> Value {
         let output = self.run(args);
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let words = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat();
+        assert_eq!(output.status.code(), Some(0), "{words}");
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
