@@ -62,9 +62,8 @@ impl LocatedSealed {
             limits: Some(limits_for(parameters.logical_blocks, self.options.discard)),
             clocks: clocks(),
         };
-        let device =
-            sealed::Device::mount(&backing, unlocked.derive_keys()?, &options, &OsEntropy)
-                .map_err(|e| at(&self.path, e))?;
+        let device = sealed::Device::mount(&backing, unlocked.derive_keys()?, &options, &OsEntropy)
+            .map_err(|e| at(&self.path, e))?;
         if !self.options.read_only {
             unlocked.repair(&*backing)?;
         }

@@ -47,8 +47,15 @@ impl Victim {
         let store = Arc::new(SimDisk::new(PARAMETERS.store_size().unwrap().0));
         let anchor = anchored.then(|| Arc::new(SimAnchor::new(Arc::clone(&store))));
         let kept = anchor.as_ref().map(|anchor| Arc::clone(anchor) as Arc<dyn Anchor>);
-        format_volume(&(Arc::clone(&store) as Arc<dyn Backing>), keys(), HEADER, PARAMETERS, kept, &OsEntropy)
-            .unwrap();
+        format_volume(
+            &(Arc::clone(&store) as Arc<dyn Backing>),
+            keys(),
+            HEADER,
+            PARAMETERS,
+            kept,
+            &OsEntropy,
+        )
+        .unwrap();
         let mut victim = Self { store, anchor, past: Vec::new(), now: vec![0; 300] };
         victim.remember();
         let mut random = Random::new(5);
@@ -125,7 +132,10 @@ impl Victim {
         let fits = |state: &State| state.iter().zip(&found).all(|(was, is)| is.is_none_or(|is| is == *was));
         let state = self.past.iter().rposition(|(state, _)| fits(state));
         let state = state.unwrap_or_else(|| panic!("{what}: what is read was never the volume's state"));
-        assert!(self.anchor.is_none() || state + 1 == self.past.len(), "{what}: an old state, with an anchor");
+        assert!(
+            self.anchor.is_none() || state + 1 == self.past.len(),
+            "{what}: an old state, with an anchor"
+        );
         if found.iter().any(Option::is_none) { Outcome::Errors } else { Outcome::State(state) }
     }
 }
@@ -261,7 +271,10 @@ fn a_journal_cut_short_is_an_older_state_at_most() {
             journal[keep..].iter().for_each(|block| {
                 image.remove(block);
             });
-            refused += u32::from(matches!(victim.suffers(&image, &format!("{keep} blocks of journal")), Outcome::Refused(_)));
+            refused += u32::from(matches!(
+                victim.suffers(&image, &format!("{keep} blocks of journal")),
+                Outcome::Refused(_)
+            ));
         }
         assert!(refused > 0 || !anchored);
     }
@@ -324,7 +337,8 @@ fn copies_go_their_own_ways() {
     for (store, byte) in [(&victim.store, 1), (&copy, 2)] {
         let disk = Disk::new(mount(store, None).unwrap());
         for lba in 0..50 {
-            disk.write(ByteOffset(lba * 4096), pool.copy_of(&[byte; 4096]).unwrap(), Durability::Fua).unwrap();
+            disk.write(ByteOffset(lba * 4096), pool.copy_of(&[byte; 4096]).unwrap(), Durability::Fua)
+                .unwrap();
         }
     }
     // One copy's newest blocks in the other's places.
