@@ -17,7 +17,7 @@ use crate::volume::{DiscardPolicy, Place};
 use super::attach::default_socket;
 use super::format::{AnchorModeArg, TypeArg};
 use super::prompt::KeyArgs;
-use super::serving;
+use super::serving::{self, Manner};
 
 /// Unlock volumes and serve them over NBD
 #[derive(clap::Args)]
@@ -120,6 +120,10 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = DiscardArg::Ignore)]
     discard: DiscardArg,
 
+    /// Leave the process able to do everything that its user can
+    #[arg(long)]
+    no_sandbox: bool,
+
     /// Print one line of JSON on stdout when ready, instead of the recipes
     #[arg(long)]
     json: bool,
@@ -146,7 +150,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         (None, Some(disk)) => args.config_for(disk.clone())?,
         (None, None) => anyhow::bail!("neither a disk nor --config was given"),
     };
-    Ok(serving::serve(&config, args.json)?)
+    let manner = Manner { json: args.json, sandbox: !args.no_sandbox };
+    Ok(serving::serve(&config, &manner)?)
 }
 
 impl Args {

@@ -1,7 +1,10 @@
 //! Carrying a [`Config`] out: volumes found, sockets bound, keys asked for, volumes unlocked, and served
 //! until the end.
 
+use std::path::Path;
+
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::block::BufferPool;
 use crate::config::{Config, ExportConfig};
@@ -9,6 +12,7 @@ use crate::crypto::CostLimits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::Export;
 use crate::net::{Address, Listener, Notifier, TlsConfig, inherited_listeners};
+use crate::serve::sandbox::{self, Confinement};
 use crate::serve::{Access, Front, Limits, Offer, Options, Server, Service, Stopper};
 use crate::units::ByteCount;
 use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
@@ -16,8 +20,16 @@ use crate::volume::{DiscardPolicy, Located, OpenOptions, Volume};
 use super::attach::Attachment;
 use super::prompt;
 
+/// How this process serves, whatever it serves.
+pub(super) struct Manner {
+    /// Print JSON when ready.
+    pub(super) json: bool,
+    /// Enter the sandbox.
+    pub(super) sandbox: bool,
+}
+
 /// Serves until told to stop.
-pub(super) fn serve(config: &Config, json: bool) -> Result<()> {
+pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     config.check()?;
     let limits = limits(config);
     limits.check(config.tls_certificates.is_some())?;
@@ -26,13 +38,18 @@ pub(super) fn serve(config: &Config, json: bool) -> Result<()> {
     // Bound before a passphrase is asked for: a taken socket should not cost a key derivation.
     let fronts = fronts(config)?;
     let pool = limits.pool();
-    let volumes = unlock(config, located, &pool)?;
+    let mut volumes = unlock(config, located, &pool)?;
     let services = config.exports.iter().zip(&volumes).map(|(export, volume)| service(export, volume));
+    let services: Vec<Service> = services.collect::<Result<_>>()?;
     let options = Options { listing: config.list, tls, limits };
-    let server = Server::new(services.collect::<Result<_>>()?, pool, options)?;
-    hear_signals(server.stopper())?;
     let manager = Notifier::connect();
-    announce(config, &fronts, &volumes, json)?;
+    let signals = signals()?;
+    // All that needs files, sockets or other programs' answers is done, and no thread has started.
+    let sandbox = enter_sandbox(manner, config, &fronts);
+    volumes.iter_mut().try_for_each(Volume::start_upkeep)?;
+    let server = Server::new(services, pool, options)?;
+    hear(signals, server.stopper())?;
+    announce(config, &fronts, &volumes, manner.json, &sandbox)?;
     manager.ready(&format!("serving {} export(s)", volumes.len()));
     let result = server.run(fronts);
     manager.stopping();
@@ -118,11 +135,26 @@ pub(super) fn export(name: &str, volume: &Volume) -> Result<Export> {
     Export::new(name, &description, volume.disk.geometry(), volume.disk.capabilities())
 }
 
+/// Enters the sandbox, unless that was declined. Says what holds, for the log and for scripts.
+fn enter_sandbox(manner: &Manner, config: &Config, fronts: &[Front]) -> String {
+    if !manner.sandbox {
+        return "off".to_owned();
+    }
+    let files = fronts.iter().filter_map(|front| front.listener.own_file());
+    let sockets = files.map(|file| file.parent().unwrap_or(Path::new("/")).to_owned()).collect();
+    // An anchor's record is replaced by another file.
+    let writers = config.exports.iter().filter(|export| !export.read_only);
+    let writable = writers.filter_map(|export| export.anchor.as_ref()?.directory()).collect();
+    sandbox::enter(&Confinement { sockets, writable }).to_string()
+}
+
 /// Has SIGINT and SIGTERM stop the server. SIGHUP, which a closing terminal sends, stops it as well:
 /// flushing beats being killed.
-fn hear_signals(stopper: Stopper) -> Result<()> {
-    let failed = |e| Error::io("cannot listen for signals", e);
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+fn signals() -> Result<Signals> {
+    Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| Error::io("cannot listen for signals", e))
+}
+
+fn hear(mut signals: Signals, stopper: Stopper) -> Result<()> {
     let thread = std::thread::Builder::new().name("signals".into());
     let spawned = thread.spawn(move || {
         for signal in &mut signals {
@@ -130,12 +162,13 @@ fn hear_signals(stopper: Stopper) -> Result<()> {
             stopper.stop();
         }
     });
-    spawned.map(drop).map_err(failed)
+    spawned.map(drop).map_err(|e| Error::io("cannot start the signals' thread", e))
 }
 
 /// Says on stdout that the server is ready, and how to reach it: in JSON one line, with all there is to
 /// say of an only export at the top as well.
-fn announce(config: &Config, fronts: &[Front], volumes: &[Volume], json: bool) -> Result<()> {
+fn announce(config: &Config, fronts: &[Front], volumes: &[Volume], json: bool, sandbox: &str) -> Result<()> {
+    tracing::info!(sandbox, exports = volumes.len(), "serving");
     let mut exports = Vec::new();
     let mut text = String::new();
     for (place, (export, volume)) in config.exports.iter().zip(volumes).enumerate() {
@@ -158,6 +191,7 @@ fn announce(config: &Config, fronts: &[Front], volumes: &[Volume], json: bool) -
     if json {
         let mut line = if exports.len() == 1 { exports[0].clone() } else { serde_json::Map::new() };
         line.insert("event".to_owned(), "ready".into());
+        line.insert("sandbox".to_owned(), sandbox.into());
         line.insert("exports".to_owned(), exports.into());
         return super::print(&format!("{}\n", serde_json::Value::Object(line)));
     }

@@ -8,6 +8,7 @@
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroize;
 
+use crate::env::in_threads_of_its_own;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteCount;
 
@@ -194,7 +195,7 @@ impl Budget {
 
 impl Kdf {
     /// Fills `out` with the key that belongs to `passphrase`. Costs what the algorithm says:
-    /// [`KdfAlgorithm::check_cost`] comes first. Argon2's lanes run in rayon's current pool.
+    /// [`KdfAlgorithm::check_cost`] comes first. Argon2's lanes run in threads that end with it.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] without the memory, [`ErrorKind::CorruptHeader`] for parameters that
@@ -225,9 +226,13 @@ impl Kdf {
             |e| Error::new(ErrorKind::CorruptHeader, "Argon2 cannot work with these parameters").because(e);
         let params = Params::new(memory_kib, time, lanes, Some(out.len())).map_err(refused)?;
         let mut memory = Memory::new(params.block_count())?;
-        Argon2::new(algorithm, Version::V0x13, params)
-            .hash_password_into_with_memory(passphrase, &self.salt, out, &mut memory.0[..])
-            .map_err(refused)
+        let argon2 = Argon2::new(algorithm, Version::V0x13, params);
+        let derive = || {
+            argon2
+                .hash_password_into_with_memory(passphrase, &self.salt, out, &mut memory.0[..])
+                .map_err(refused)
+        };
+        in_threads_of_its_own(usize::try_from(lanes).unwrap_or(usize::MAX), derive)
     }
 }
 

@@ -66,6 +66,14 @@ impl Listener {
         }
     }
 
+    /// The Unix socket's file, if it was made here and is removed with the listener.
+    pub fn own_file(&self) -> Option<&Path> {
+        match (&self.address, self.file) {
+            (Address::Unix(path), Some(_)) => Some(path),
+            _ => None,
+        }
+    }
+
     /// Where it listens; for TCP port 0, the port that the system chose.
     pub fn address(&self) -> &Address {
         &self.address

@@ -12,6 +12,7 @@
 //!
 //! Not counted: threads' stacks, and what a device keeps for itself.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::block::BufferPool;
@@ -36,6 +37,9 @@ pub struct Limits {
     pub memory: usize,
     /// Threads that carry out what would make a connection wait.
     pub workers: usize,
+    /// CPUs that the server may use; by default all that it could when this was made. In the sandbox it
+    /// cannot tell any more.
+    pub cpus: usize,
     /// How long a client may take for the whole handshake.
     pub handshake: Duration,
     /// How long a request that has begun to arrive may stand still. Between requests an attached
@@ -56,6 +60,7 @@ impl Default for Limits {
             bytes_per_connection: 64 << 20,
             memory: 256 << 20,
             workers: 16,
+            cpus: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             handshake: Duration::from_secs(30),
             stall: Duration::from_secs(60),
             reply: Duration::from_secs(60),

@@ -20,9 +20,11 @@ mod pace;
 mod placement;
 mod receiver;
 mod registry;
+pub mod sandbox;
 mod server;
 mod session;
 mod workers;
+mod zeroes;
 
 pub use access::{Access, ClientRule, group};
 pub use limits::Limits;

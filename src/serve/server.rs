@@ -1,6 +1,5 @@
 //! [`Server`]: accepts connections and gives each its thread, until it is told to stop.
 
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -78,7 +77,6 @@ pub struct Options {
 /// An NBD server.
 pub struct Server {
     shared: Arc<Shared>,
-    stopper: Stopper,
 }
 
 /// What all sessions share.
@@ -89,6 +87,7 @@ pub(super) struct Shared {
     pub(super) workers: Workers<Box<dyn FnOnce() + Send>>,
     pub(super) tls: Option<TlsConfig>,
     pub(super) limits: Limits,
+    pub(super) stopper: Stopper,
     pub(super) shares: Shares,
     pub(super) budget: Arc<Budget>,
     pub(super) registry: Arc<Registry>,
@@ -105,8 +104,7 @@ pub(super) struct Busy {
 pub(super) struct Counted<'a>(&'a Busy);
 
 impl Busy {
-    fn new() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    fn new(cpus: usize) -> Self {
         Self { connections: AtomicUsize::new(0), cpus }
     }
 
@@ -152,7 +150,7 @@ impl Stopper {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
@@ -180,17 +178,18 @@ impl Server {
             workers: Workers::start(options.limits.workers)?,
             tls: options.tls,
             limits: options.limits,
+            stopper: Stopper::new()?,
             shares,
             budget: Budget::new(shares.common),
             registry: Registry::new(&options.limits),
-            busy: Busy::new(),
+            busy: Busy::new(options.limits.cpus),
         };
-        Ok(Self { shared: Arc::new(shared), stopper: Stopper::new()? })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The handle by which others stop this server.
     pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+        self.shared.stopper.clone()
     }
 
     /// Serves until stopped, then flushes every disk.
@@ -207,8 +206,8 @@ impl Server {
     }
 
     fn accept_until_stopped(&self, fronts: &[Front]) -> Result<()> {
-        while !self.stopper.is_stopping() {
-            let wake = PollFd::from_borrowed_fd(self.stopper.wake.as_fd(), PollFlags::IN);
+        while !self.shared.stopper.is_stopping() {
+            let wake = PollFd::from_borrowed_fd(self.shared.stopper.wake.as_fd(), PollFlags::IN);
             let sockets = fronts.iter().map(|f| PollFd::from_borrowed_fd(f.listener.as_fd(), PollFlags::IN));
             let mut fds: Vec<PollFd<'_>> = std::iter::once(wake).chain(sockets).collect();
             match rustix::event::poll(&mut fds, None) {
@@ -256,7 +255,7 @@ impl Server {
         registry.stop_receiving();
         let mut cut = false;
         while !registry.wait_until_empty(Duration::from_millis(100)) {
-            if !cut && (began.elapsed() > STOP_LIMIT || self.stopper.is_hurried()) {
+            if !cut && (began.elapsed() > STOP_LIMIT || self.shared.stopper.is_hurried()) {
                 let connections = registry.hang_up();
                 tracing::warn!("{connections} connections do not end by themselves and are cut");
                 cut = true;

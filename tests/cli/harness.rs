@@ -155,6 +155,10 @@ impl Serving {
         Path::new(uri.split_once("socket=").unwrap().1).to_owned()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// Sends a signal and waits for the end.
     pub(crate) fn stop(mut self, signal: rustix::process::Signal) -> Outcome {
         let child = self.child.take().unwrap();

@@ -20,6 +20,7 @@ mod overwrite;
 mod pins;
 mod prompt;
 mod ready;
+mod sandbox;
 mod sealed_check;
 mod sealed_format;
 mod sealed_grow;
@@ -27,5 +28,7 @@ mod sealed_inspect;
 mod sealed_keys;
 mod sealed_serve;
 mod service_manager;
+#[path = "../support/mod.rs"]
+mod support;
 mod wrong_device;
 mod wrong_key;
