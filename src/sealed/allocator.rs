@@ -42,7 +42,7 @@ impl Allocator {
     pub(crate) fn new(layout: Layout, used: Bits) -> Self {
         let free_of = |group: u64| {
             let first = group * layout.group_bits();
-            (first..first + layout.data_blocks(group)).filter(|bit| !used.contains(*bit)).count() as u64
+            used.count_clear(first..first + layout.data_blocks(group))
         };
         let free: Vec<u64> = (0..layout.groups()).map(free_of).collect();
         let total_free = free.iter().sum();

@@ -1,6 +1,8 @@
 //! Which superblock counts: the authentic one with the highest generation (docs/sealed-format.md,
 //! "Recovery", step 2).
 
+use std::cmp::Ordering;
+
 use uuid::Uuid;
 
 use crate::backing::Backing;
@@ -33,48 +35,66 @@ pub fn pinned(backing: &dyn Backing, keys: &KeySchedule) -> Result<(HeaderPin, P
 ///
 /// # Errors
 /// [`ErrorKind::CorruptHeader`] when no slot has an authentic one, or two differ that must be the same;
-/// [`ErrorKind::WrongDevice`] for another volume's; the store's own when a slot could not be read and no
-/// other one decides.
+/// [`ErrorKind::WrongDevice`] for another volume's; the store's own when neither slot of a pair tells
+/// what it holds.
 pub(crate) fn superblock(
     backing: &dyn Backing,
     key: &MacKey<SuperblockMac>,
     uuid: Uuid,
 ) -> Result<Superblock> {
-    let mut best: Option<(Superblock, Box<[u8; BLOCK]>)> = None;
-    let mut failure = None;
-    for slot in SLOTS {
-        let mut bytes = Box::new([0; BLOCK]);
-        if let Err(error) = backing.read_at(offset_of(slot), bytes.as_mut_slice()) {
-            failure = Some(error);
-            continue;
-        }
-        let Some(found) = Superblock::decode(&bytes, key)? else { continue };
-        if !Superblock::slots_of(found.generation).contains(&slot) {
-            return Err(Error::new(
-                ErrorKind::CorruptHeader,
-                format!("the superblock at block {slot} belongs elsewhere"),
-            ));
-        }
-        match &best {
-            Some((other, its_bytes)) if other.generation == found.generation => {
-                if *its_bytes != bytes {
-                    return Err(Error::new(
-                        ErrorKind::CorruptHeader,
-                        "two superblocks of one generation differ",
-                    ));
+    let mut best: Option<Found> = None;
+    for pair in SLOTS.chunks(2) {
+        let (mut authentic, mut failure) = (false, None);
+        for slot in pair {
+            match read_slot(backing, key, *slot) {
+                Ok(Some(found)) => {
+                    authentic = true;
+                    best = Some(found.or_later(best)?);
                 }
+                Ok(None) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Io) => failure = Some(error),
+                Err(error) => return Err(error),
             }
-            Some((other, _)) if other.generation > found.generation => {}
-            _ => best = Some((found, bytes)),
+        }
+        // What could not be read may have been the latest: without its twin nobody knows.
+        if let Some(error) = failure.filter(|_| !authentic) {
+            return Err(error);
         }
     }
-    // An unreadable slot may have held a later one: then its twin, in another place, decides.
-    let Some((superblock, _)) = best else {
-        let none = || Error::new(ErrorKind::CorruptHeader, "no superblock is authentic");
-        return Err(failure.unwrap_or_else(none));
-    };
+    let none = || Error::new(ErrorKind::CorruptHeader, "no superblock is authentic");
+    let superblock = best.ok_or_else(none)?.superblock;
     if superblock.uuid != *uuid.as_bytes() {
         return Err(Error::new(ErrorKind::WrongDevice, "the superblock is another volume's"));
     }
     Ok(superblock)
+}
+
+/// An authentic superblock, and its bytes.
+struct Found {
+    superblock: Superblock,
+    bytes: Box<[u8; BLOCK]>,
+}
+
+impl Found {
+    /// The one of both with the higher generation.
+    fn or_later(self, other: Option<Self>) -> Result<Self> {
+        let Some(other) = other else { return Ok(self) };
+        match self.superblock.generation.cmp(&other.superblock.generation) {
+            Ordering::Less => Ok(other),
+            Ordering::Equal if self.bytes != other.bytes => {
+                Err(Error::new(ErrorKind::CorruptHeader, "two superblocks of one generation differ"))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+fn read_slot(backing: &dyn Backing, key: &MacKey<SuperblockMac>, slot: u64) -> Result<Option<Found>> {
+    let mut bytes = Box::new([0; BLOCK]);
+    backing.read_at(offset_of(slot), bytes.as_mut_slice())?;
+    let Some(superblock) = Superblock::decode(&bytes, key)? else { return Ok(None) };
+    if Superblock::slots_of(superblock.generation).contains(&slot) {
+        return Ok(Some(Found { superblock, bytes }));
+    }
+    Err(Error::new(ErrorKind::CorruptHeader, format!("the superblock at block {slot} belongs elsewhere")))
 }

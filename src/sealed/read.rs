@@ -19,6 +19,8 @@ use super::pointer::BlkPtr;
 
 /// Blocks that are located and read together.
 pub(crate) const PIECE: usize = 256;
+/// Up to so many blocks need less room for it.
+const SMALL: usize = 8;
 /// From so many blocks on, all cores open them.
 pub(crate) const PARALLEL: usize = 64;
 
@@ -28,6 +30,11 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::TamperedBlock`] when one of them is not what was written; then `into` is no data.
     pub(crate) fn read(&self, first: u64, into: &mut [u8]) -> Result<()> {
+        if into.len() <= SMALL * BLOCK {
+            let places = &mut [BlkPtr::HOLE; SMALL][..into.len() / BLOCK];
+            self.locate(first, places)?;
+            return self.fetch(first, places, into);
+        }
         let mut places = [BlkPtr::HOLE; PIECE];
         for (start, piece) in (first..).step_by(PIECE).zip(into.chunks_mut(PIECE * BLOCK)) {
             let places = &mut places[..piece.len() / BLOCK];
@@ -39,9 +46,15 @@ impl Core {
 
     /// Finds where the blocks from `first` on lie, at most [`PIECE`] of them.
     pub(crate) fn locate(&self, first: u64, places: &mut [BlkPtr]) -> Result<()> {
+        match places.len() {
+            0..=SMALL => self.locate_with(&mut [None; SMALL][..places.len()], first, places),
+            len => self.locate_with(&mut [None; PIECE][..len], first, places),
+        }
+    }
+
+    fn locate_with(&self, found: &mut [Option<BlkPtr>], first: u64, places: &mut [BlkPtr]) -> Result<()> {
         loop {
-            let mut found = [None; PIECE];
-            let found = &mut found[..places.len()];
+            found.fill(None);
             let early = active(Mutant::RootBeforeOverlay).then(|| self.root_and_pause());
             let late = self.look_up_overlay(first, found);
             let root = early.unwrap_or(late);

@@ -297,6 +297,81 @@ fn a_journal_blocks_header_is_authentic() {
     }
 }
 
+/// Fewer entries than were sealed. (With the header's fault switched on, `mutants.rs` sees what this
+/// would do.)
+pub(crate) fn forge_count() {
+    let mut victim = Victim::new(false);
+    let device = mount(&victim.store, None).unwrap();
+    let pool = BufferPool::new(0);
+    let disk = Disk::new(device);
+    for lba in [5, 6] {
+        disk.write(ByteOffset(lba * 4096), pool.copy_of(&[0xee; 4096]).unwrap(), Durability::Flush).unwrap();
+        victim.now[usize::try_from(lba).unwrap()] = 0xee;
+    }
+    let before = victim.store.image();
+    disk.flush().unwrap();
+    victim.remember();
+    let written = |block: &u64| before.get(block) != victim.image().get(block);
+    let newest = journal_blocks(&victim).into_iter().find(written).unwrap();
+    let image = with(victim.image(), newest, |bytes| bytes[6] = 1);
+    victim.suffers(&image, "a journal block with one entry of two");
+}
+
+#[test]
+fn a_forged_count_is_seen() {
+    forge_count();
+}
+
+/// A checkpoint that ends between a reader's look at the overlay and the tree, or in the middle of the
+/// latter.
+pub(crate) fn overtake_readers() {
+    let victim = Victim::new(false);
+    let device = mount(&victim.store, None).unwrap();
+    let (disk, pool) = (Disk::new(device.clone()), BufferPool::new(0));
+    let write = |byte: u8| {
+        disk.write(ByteOffset(0), pool.copy_of(&[byte; 4096]).unwrap(), Durability::Fua).unwrap();
+    };
+    let read = || {
+        let mut block = [0; 4096];
+        disk.read(ByteOffset(0), &mut block).unwrap();
+        block[0]
+    };
+    write(1);
+    device.run_checkpoint().unwrap();
+    write(2);
+    // Block 0 of the store, which the engine reads only where a mutant pauses.
+    let checkpointed = device.clone();
+    crate::hook::at_read(0, move || checkpointed.run_checkpoint().unwrap());
+    assert_eq!(read(), 2, "the newest content, or the reader saw the past");
+    // Two checkpoints overwrite the very page that a reader is about to read.
+    for home in first_map_homes() {
+        write(3);
+        device.run_checkpoint().unwrap();
+        let (device, disk, pool) = (device.clone(), disk.clone(), pool.clone());
+        crate::hook::at_read(home, move || {
+            for byte in [4, 5] {
+                disk.write(ByteOffset(0), pool.copy_of(&[byte; 4096]).unwrap(), Durability::Fua).unwrap();
+                device.run_checkpoint().unwrap();
+            }
+        });
+        assert!([3, 5].contains(&read()), "what was there when the reader looked, or when it looked again");
+        crate::hook::reading(home);
+        assert!(read() == 5 || read() == 3);
+    }
+}
+
+/// The two homes of the map's lowest page: the first blocks of the first group, which lies behind the
+/// epoch table's second copy.
+fn first_map_homes() -> [u64; 2] {
+    let first = (256 + 1 + 16 + 1_u64).next_multiple_of(128);
+    [first, first + 1]
+}
+
+#[test]
+fn readers_that_are_overtaken_look_again() {
+    overtake_readers();
+}
+
 /// A group that recovery dropped stays dropped: the host kept its blocks and puts them back.
 #[test]
 fn a_dropped_group_never_comes_back() {

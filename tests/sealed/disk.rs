@@ -152,14 +152,13 @@ impl State {
     /// Writes `data`, or only its first blocks.
     fn write(&mut self, at: u64, data: &[u8], blocks: u64) {
         let mut done = 0;
-        for number in 0..blocks {
+        for _ in 0..blocks {
             let block = (at + done as u64) / BLOCK;
             let skip = usize::try_from((at + done as u64) % BLOCK).unwrap();
             let len = (data.len() - done).min(4096 - skip);
             if len == 0 {
                 break;
             }
-            let _ = number;
             let mut content = Self::block(&self.shown, block);
             Arc::make_mut(&mut content)[skip..skip + len].copy_from_slice(&data[done..done + len]);
             let sectors = skip / 512..(skip + len).div_ceil(512);
@@ -244,6 +243,7 @@ impl Backing for SimDisk {
     }
 
     fn read_at(&self, at: ByteOffset, into: &mut [u8]) -> Result<()> {
+        crate::hook::reading(at.0 / BLOCK);
         let state = self.lock();
         if state.dead {
             return Err(crashed());
@@ -307,7 +307,7 @@ impl Backing for SimDisk {
     }
 
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
-        assert!(at.0 % SECTOR == 0);
+        assert!(at.0.is_multiple_of(SECTOR));
         self.write_at(at, &vec![0; usize::try_from(len.0).unwrap()])
     }
 

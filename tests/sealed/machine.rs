@@ -109,14 +109,15 @@ pub(crate) fn run(history: &History) -> Result<Summary, String> {
 }
 
 /// An error with all its causes.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(crate) fn told(error: Error) -> String {
-    let mut text = error.to_string();
+    let mut causes = vec![error.to_string()];
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
-        text += &format!(": {error}");
+        causes.push(error.to_string());
         cause = error.source();
     }
-    text
+    causes.join(": ")
 }
 
 fn mount_options(history: &History, anchor: Option<&Arc<SimAnchor>>) -> MountOptions {
@@ -197,12 +198,8 @@ fn perform(machine: &Shared, step: Step) -> Result<Outcome, String> {
 }
 
 fn poisoned(error: &Error) -> bool {
-    let text = told_of(error);
+    let text = error.to_string();
     text.contains("the simulated medium failed") || text.contains("an earlier write or sync failed")
-}
-
-fn told_of(error: &Error) -> String {
-    error.to_string()
 }
 
 /// Runs `work` while other requests come in between its writes.
@@ -373,7 +370,6 @@ impl Machine {
     }
 
     /// Reads, and compares with what the guest wrote last; an error of the machine is passed on.
-    #[expect(clippy::type_complexity)]
     fn check_read(&self, lba: u64, blocks: u64) -> Result<Result<(), Error>, String> {
         let found = match self.read(lba, blocks) {
             Ok(found) => found,

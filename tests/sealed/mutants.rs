@@ -46,6 +46,26 @@ found! {
     checkpoints_that_swallow_errors: CheckpointSwallowsError, 5000;
 }
 
+/// With the fault switched on, `attack` succeeds.
+fn succeeds(mutant: Mutant, attack: fn()) {
+    std::panic::set_hook(Box::new(|_| {}));
+    activate(Some(mutant));
+    let result = std::panic::catch_unwind(attack);
+    activate(None);
+    let _ = std::panic::take_hook();
+    assert!(result.is_err(), "{mutant:?} was not found");
+}
+
+#[test]
+fn journal_headers_that_are_not_authentic() {
+    succeeds(Mutant::JournalHeaderOpen, crate::attacks::forge_count);
+}
+
+#[test]
+fn roots_taken_before_the_overlay() {
+    succeeds(Mutant::RootBeforeOverlay, crate::attacks::overtake_readers);
+}
+
 /// No key seals twice with one nonce, over all mounts of all histories on this thread: each draws its
 /// salt anew.
 #[test]
