@@ -16,8 +16,8 @@ use hostveil::nbd::wire::{
     OPTION_HEADER_LEN, OPTION_REPLY_HEADER_LEN, Reader,
 };
 use hostveil::nbd::{
-    CloseReason, Export, Exports, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated, Step,
-    TlsMode,
+    CloseReason, Export, Exports, Form, Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTIONS, Negotiated,
+    Step, TlsMode,
 };
 use hostveil::units::{BlockSize, ByteCount};
 
@@ -85,7 +85,7 @@ enum End {
     Ready {
         consumed: usize,
         index: usize,
-        structured: bool,
+        form: Form,
         context: Option<u32>,
     },
     Close(CloseReason),
@@ -198,7 +198,9 @@ impl Run {
                     assert!(!self.tls_awaited, "a session without TLS");
                     check_session(&self.exports, &session);
                     // EXPORT_NAME has an answer of its own: size, flags, and 124 zeroes unless they are unwanted.
-                    if !matches!(bytes.len(), 10 | 134) {
+                    if matches!(bytes.len(), 10 | 134) {
+                        assert_ne!(session.form, Form::Extended, "EXPORT_NAME after extended headers");
+                    } else {
                         check_answer(&bytes);
                     }
                     output.extend(bytes);
@@ -226,15 +228,15 @@ fn check_demand(bytes: &[u8]) {
 }
 
 fn ready(consumed: usize, session: &Negotiated) -> End {
-    let (index, structured, context) = (session.index, session.structured, session.meta_allocation);
-    End::Ready { consumed, index, structured, context }
+    let (index, form, context) = (session.index, session.form, session.meta_allocation);
+    End::Ready { consumed, index, form, context }
 }
 
-/// A session has an export that exists, and a metadata context only with structured replies.
+/// A session has an export that exists, and a metadata context only with replies in chunks.
 fn check_session(exports: &Exports, session: &Negotiated) {
     let found = exports.find(session.export.name()).expect("an export that is visible");
     assert!(found.0 == session.index && Arc::ptr_eq(found.1, &session.export));
-    assert!(session.structured || session.meta_allocation.is_none(), "a context without structured replies");
+    assert!(session.form.has_chunks() || session.meta_allocation.is_none(), "a context without chunks");
 }
 
 /// An answer is nothing but whole option replies, all of them to one option; the last of them, and no

@@ -76,6 +76,11 @@ impl<B: Backing> Backing for FailStop<B> {
         self.inner.punch(at, len)
     }
 
+    fn discard(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
+        self.check()?;
+        self.inner.discard(at, len)
+    }
+
     fn run_at(&self, at: ByteOffset) -> Result<Run> {
         self.inner.run_at(at)
     }
@@ -130,6 +135,7 @@ mod tests {
         assert!(store.write_at(ByteOffset(0), b"two").is_err());
         assert!(store.write_durably_at(ByteOffset(0), b"two").is_err());
         assert!(store.punch(ByteOffset(0), ByteCount(512)).is_err());
+        assert!(store.discard(ByteOffset(0), ByteCount(512)).is_err());
         let mut read = [0; 3];
         store.read_at(ByteOffset(0), &mut read).unwrap();
         assert_eq!(&read, b"one");

@@ -96,6 +96,22 @@ impl FileBacking {
         Error::io(format!("{what} {len} bytes at {} of {} failed", at.0, self.path.display()), error)
     }
 
+    /// Punches a hole, where that is possible at all.
+    fn punch_hole(&self, at: ByteOffset, len: ByteCount) -> Result<bool> {
+        if !self.punches.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, mode, at.0, len.0) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOTSUP | Errno::NOSYS) => {
+                self.punches.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(self.failed("punching", at, len.0, error)),
+        }
+    }
+
     /// Makes a range zeroes by writing them, where no hole can be punched.
     fn overwrite_with_zeroes(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
         static ZEROES: [u8; 65536] = [0; 65536];
@@ -174,15 +190,11 @@ impl Backing for FileBacking {
     }
 
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
-        if self.punches.load(Ordering::Relaxed) {
-            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&self.file, mode, at.0, len.0) {
-                Ok(()) => return Ok(()),
-                Err(Errno::NOTSUP | Errno::NOSYS) => self.punches.store(false, Ordering::Relaxed),
-                Err(error) => return Err(self.failed("punching", at, len.0, error)),
-            }
-        }
-        self.overwrite_with_zeroes(at, len)
+        if self.punch_hole(at, len)? { Ok(()) } else { self.overwrite_with_zeroes(at, len) }
+    }
+
+    fn discard(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
+        self.punch_hole(at, len).map(drop)
     }
 
     fn run_at(&self, at: ByteOffset) -> Result<Run> {
@@ -225,13 +237,27 @@ mod tests {
         store.sync().unwrap();
         assert_eq!(store.run_at(ByteOffset(0)).unwrap(), Run { end: ByteOffset(65536), allocated: false });
         assert_eq!(store.run_at(ByteOffset(65536)).unwrap().end, ByteOffset(65536 + 12288));
-        store.punch(ByteOffset(65536), ByteCount(4096)).unwrap();
+        store.punch(ByteOffset(65536), ByteCount(2048)).unwrap();
+        store.discard(ByteOffset(65536 + 2048), ByteCount(2048)).unwrap();
         let mut read = [1; 12288];
         store.read_at(ByteOffset(65536), &mut read).unwrap();
         assert!(read[..4096].iter().all(|b| *b == 0) && read[4096..8192].iter().all(|b| *b == 7));
         assert_eq!(store.len().unwrap(), ByteCount(1 << 20));
         let error = store.read_at(ByteOffset((1 << 20) - 1), &mut [0; 2]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    }
+
+    /// Where holes cannot be punched, a punch writes zeroes; a discard, which may be of terabytes, nothing.
+    #[test]
+    fn a_store_without_holes_zeroes_by_hand_and_ignores_discards() {
+        let (_file, store) = store(1 << 20);
+        store.punches.store(false, Ordering::Relaxed);
+        store.write_at(ByteOffset(0), &[7; 8192]).unwrap();
+        store.discard(ByteOffset(0), ByteCount(1 << 20)).unwrap();
+        store.punch(ByteOffset(4096), ByteCount(4096)).unwrap();
+        let mut read = [1; 8192];
+        store.read_at(ByteOffset(0), &mut read).unwrap();
+        assert!(read[..4096].iter().all(|b| *b == 7) && read[4096..].iter().all(|b| *b == 0));
     }
 
     #[test]

@@ -48,6 +48,12 @@ pub trait Backing: Send + Sync {
     /// Gives the space of a range back; it reads as zeroes afterwards.
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()>;
 
+    /// Tells the store that nobody needs a range any more: it gives the space back, or does nothing
+    /// where it could only write zeroes. What the range reads as afterwards is undefined.
+    fn discard(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
+        self.punch(at, len)
+    }
+
     /// The end of the run that begins at `at`, and whether the store holds data for it. A run ends
     /// where the state changes, or earlier; it is never empty before the store's end.
     fn run_at(&self, at: ByteOffset) -> Result<Run>;

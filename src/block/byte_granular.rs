@@ -162,20 +162,23 @@ impl BlockDevice for ByteGranular {
         }
     }
 
+    /// Whole blocks in one request where the device is fast, region by region where it is not; the blocks
+    /// at the edges are patched.
     fn write_zeroes(&self, at: Range, how: Zeroing, durability: Durability) -> Result<()> {
-        if self.is_aligned(at) && self.capabilities().fast_zeroes {
-            let _guard = self.lock_shared(at);
-            return self.disk.write_zeroes(at.offset(), at.len(), how, durability);
+        let end = at.offset().0 + at.len().0;
+        let first = self.block().round_up(at.offset().0).map_or(end, |first| first.min(end));
+        let last = self.block().round_down(end).max(first);
+        let part = |from: u64, to: u64| self.geometry().range(ByteOffset(from), ByteCount(to - from));
+        let fast = self.capabilities().fast_zeroes;
+        let whole = part(first, last)?;
+        for piece in whole.pieces_of(if fast { u64::MAX } else { REGION }) {
+            let _guard = self.lock_shared(piece);
+            self.disk.write_zeroes(piece.offset(), piece.len(), how, durability)?;
         }
-        for piece in at.pieces_of(REGION) {
-            if self.is_aligned(piece) {
-                let _guard = self.lock_shared(piece);
-                self.disk.write_zeroes(piece.offset(), piece.len(), how, durability)?;
-            } else {
-                let mut zeroes = self.pool.take(piece.len().to_usize().unwrap_or(0))?;
-                zeroes.fill(0);
-                self.patch(piece, &zeroes, durability)?;
-            }
+        for edge in [part(at.offset().0, first)?, part(last, end)?].into_iter().filter(|e| !e.is_empty()) {
+            let mut zeroes = self.pool.take(edge.len().to_usize().unwrap_or(usize::MAX))?;
+            zeroes.fill(0);
+            self.patch(edge, &zeroes, durability)?;
         }
         Ok(())
     }
@@ -207,12 +210,17 @@ mod tests {
     use super::*;
     use crate::block::Discard;
     use proptest::prelude::*;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     const SIZE: usize = 3 << 20;
 
     /// A device of 4096-byte blocks that insists on alignment, by the checks of its [`Disk`].
-    struct Blocks(Mutex<Vec<u8>>);
+    struct Blocks {
+        data: Mutex<Vec<u8>>,
+        fast: bool,
+        /// Requests for zeroes that came through.
+        zeroed: Arc<Mutex<Vec<(u64, u64)>>>,
+    }
 
     impl Blocks {
         fn slice(at: Range) -> std::ops::Range<usize> {
@@ -226,24 +234,25 @@ mod tests {
             Geometry { size: ByteCount(SIZE as u64), block: BlockSize::B4096, preferred: BlockSize::B4096 }
         }
         fn capabilities(&self) -> Capabilities {
-            Capabilities { read_only: false, discard: Discard::Zeroes, fast_zeroes: false }
+            Capabilities { read_only: false, discard: Discard::Zeroes, fast_zeroes: self.fast }
         }
         fn read(&self, at: Range, into: &mut [u8]) -> Result<()> {
-            into.copy_from_slice(&self.0.lock().unwrap()[Self::slice(at)]);
+            into.copy_from_slice(&self.data.lock().unwrap()[Self::slice(at)]);
             Ok(())
         }
         fn write(&self, at: Range, data: Buffer, _: Durability) -> Result<()> {
-            self.0.lock().unwrap()[Self::slice(at)].copy_from_slice(&data);
+            self.data.lock().unwrap()[Self::slice(at)].copy_from_slice(&data);
             Ok(())
         }
         fn flush(&self) -> Result<()> {
             Ok(())
         }
         fn discard(&self, at: Range, _: Durability) -> Result<()> {
-            self.0.lock().unwrap()[Self::slice(at)].fill(0);
+            self.data.lock().unwrap()[Self::slice(at)].fill(0);
             Ok(())
         }
         fn write_zeroes(&self, at: Range, _: Zeroing, durability: Durability) -> Result<()> {
+            self.zeroed.lock().unwrap().push((at.offset().0, at.len().0));
             self.discard(at, durability)
         }
         fn extents(&self, at: Range, _: usize) -> Result<Vec<Extent>> {
@@ -251,10 +260,13 @@ mod tests {
         }
     }
 
-    fn disk() -> (Disk, BufferPool) {
+    fn disk(fast: bool) -> (Disk, BufferPool) {
         let pool = BufferPool::new(1 << 20);
-        let blocks = Disk::new(Blocks(Mutex::new(vec![0; SIZE])));
-        (Disk::new(ByteGranular::new(blocks, pool.clone())), pool)
+        (Disk::new(ByteGranular::new(Disk::new(blocks(fast)), pool.clone())), pool)
+    }
+
+    fn blocks(fast: bool) -> Blocks {
+        Blocks { data: Mutex::new(vec![1; SIZE]), fast, zeroed: Arc::default() }
     }
 
     fn read(disk: &Disk, at: usize, len: usize) -> Vec<u8> {
@@ -268,11 +280,12 @@ mod tests {
 
         /// Any sequence of writes, zeroes and discards leaves what it would leave in plain memory.
         #[test]
-        fn it_behaves_like_memory(steps in prop::collection::vec(
-            (0..SIZE, 0..40_000usize, any::<u8>(), 0..4u8), 1..12)
+        fn it_behaves_like_memory(
+            steps in prop::collection::vec((0..SIZE, 0..40_000usize, any::<u8>(), 0..4u8), 1..12),
+            fast in any::<bool>(),
         ) {
-            let (disk, pool) = disk();
-            let mut model = vec![0; SIZE];
+            let (disk, pool) = disk(fast);
+            let mut model = vec![1; SIZE];
             for (at, len, value, what) in steps {
                 let len = len.min(SIZE - at);
                 let (offset, count) = (ByteOffset(at as u64), ByteCount(len as u64));
@@ -300,9 +313,27 @@ mod tests {
         }
     }
 
+    /// A device that is fast at zeroes gets all whole blocks at once, any other a region at a time.
+    #[test]
+    fn zeroes_are_as_large_as_the_device_likes() {
+        let slow = [(4096, REGION - 4096), (REGION, REGION), (2 * REGION, 8192)];
+        for (fast, expected) in [(true, &[(4096, 2 * REGION + 4096)][..]), (false, &slow)] {
+            let blocks = blocks(fast);
+            let zeroed = Arc::clone(&blocks.zeroed);
+            let disk = Disk::new(ByteGranular::new(Disk::new(blocks), BufferPool::new(1 << 20)));
+            let how = Zeroing { may_unmap: true, only_if_fast: false };
+            let (offset, len) = (ByteOffset(4000), ByteCount(2 * REGION + 4300));
+            disk.write_zeroes(offset, len, how, Durability::Flush).unwrap();
+            assert_eq!(*zeroed.lock().unwrap(), expected);
+            let mut expected = vec![1; SIZE];
+            expected[4000..4000 + len.to_usize().unwrap()].fill(0);
+            assert!(read(&disk, 0, SIZE) == expected);
+        }
+    }
+
     #[test]
     fn extents_of_odd_ranges_are_cut_to_them() {
-        let (disk, _) = disk();
+        let (disk, _) = disk(false);
         let extents = disk.extents(ByteOffset(5000), ByteCount(100), 8).unwrap();
         assert_eq!(extents, [Extent { len: ByteCount(100), allocated: true, reads_zero: false }]);
     }
@@ -310,7 +341,7 @@ mod tests {
     /// Writers of neighbouring bytes in one block, and of the whole block beside it, lose nothing.
     #[test]
     fn neighbours_in_a_block_do_not_lose_each_others_writes() {
-        let (disk, pool) = disk();
+        let (disk, pool) = disk(false);
         let writers = 4;
         std::thread::scope(|scope| {
             for writer in 0..writers {
@@ -327,7 +358,7 @@ mod tests {
         });
         assert_eq!(
             read(&disk, 4096, 5),
-            [499 % 251, 499 % 251, 499 % 251, 499 % 251, 0].map(|b: u16| u8::try_from(b).unwrap())
+            [499 % 251, 499 % 251, 499 % 251, 499 % 251, 1].map(|b: u16| u8::try_from(b).unwrap())
         );
     }
 }

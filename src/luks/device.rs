@@ -195,7 +195,7 @@ impl BlockDevice for Device {
         if self.options.discard == DiscardPolicy::Ignore {
             return Ok(());
         }
-        self.backing.punch(self.stored(at.offset()), at.len())?;
+        self.backing.discard(self.stored(at.offset()), at.len())?;
         if durability == Durability::Fua { self.backing.sync() } else { Ok(()) }
     }
 

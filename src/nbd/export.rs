@@ -6,10 +6,11 @@ use crate::block::{Capabilities, Discard, Geometry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteCount;
 
+use super::command::Form;
 use super::wire::{
-    MAX_STRING, NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_HAS_FLAGS, NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_CACHE,
-    NBD_FLAG_SEND_DF, NBD_FLAG_SEND_FAST_ZERO, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_FUA, NBD_FLAG_SEND_TRIM,
-    NBD_FLAG_SEND_WRITE_ZEROES, text,
+    MAX_STRING, NBD_FLAG_BLOCK_STATUS_PAYLOAD, NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_HAS_FLAGS,
+    NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_CACHE, NBD_FLAG_SEND_DF, NBD_FLAG_SEND_FAST_ZERO, NBD_FLAG_SEND_FLUSH,
+    NBD_FLAG_SEND_FUA, NBD_FLAG_SEND_TRIM, NBD_FLAG_SEND_WRITE_ZEROES, text,
 };
 
 /// The smallest block that may be called preferred (proto.md, Size constraints).
@@ -80,18 +81,22 @@ impl Export {
         self.preferred_block
     }
 
-    /// proto.md, Transmission flags. DF depends on `structured` replies; what writes is offered on a
-    /// writable export only. `FAST_ZERO` is offered also where zeroes are never fast: the quick answer
-    /// ENOTSUP is what the client wants to know. `CAN_MULTI_CONN` holds because a server opens a volume
-    /// once, so that all connections share its one cache and its flushes.
-    pub fn transmission_flags(&self, structured: bool) -> u16 {
+    /// proto.md, Transmission flags, of a session of this `form`, with a metadata `context` or without. DF
+    /// depends on replies in chunks; what writes is offered on a writable export only. `FAST_ZERO` is
+    /// offered also where zeroes are never fast: the quick answer ENOTSUP is what the client wants to know.
+    /// `CAN_MULTI_CONN` holds because a server opens a volume once, so that all connections share its one
+    /// cache and its flushes.
+    pub fn transmission_flags(&self, form: Form, context: bool) -> u16 {
         let mut flags = NBD_FLAG_HAS_FLAGS
             | NBD_FLAG_SEND_FLUSH
             | NBD_FLAG_SEND_FUA
             | NBD_FLAG_CAN_MULTI_CONN
             | NBD_FLAG_SEND_CACHE;
-        if structured {
+        if form.has_chunks() {
             flags |= NBD_FLAG_SEND_DF;
+        }
+        if form == Form::Extended && context {
+            flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
         }
         if self.read_only {
             return flags | NBD_FLAG_READ_ONLY;
@@ -161,12 +166,17 @@ mod tests {
     fn flags_follow_the_device() {
         let always = 1 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 10;
         let writes = 1 << 6 | 1 << 11;
-        assert_eq!(export(CAN).transmission_flags(false), always | writes | 1 << 5);
-        assert_eq!(export(CAN).transmission_flags(true), always | writes | 1 << 5 | 1 << 7);
+        let flags = |can, form, context| export(can).transmission_flags(form, context);
+        for context in [false, true] {
+            assert_eq!(flags(CAN, Form::Simple, context), always | writes | 1 << 5);
+            assert_eq!(flags(CAN, Form::Structured, context), always | writes | 1 << 5 | 1 << 7);
+            let payload = if context { 1 << 12 } else { 0 };
+            assert_eq!(flags(CAN, Form::Extended, context), always | writes | 1 << 5 | 1 << 7 | payload);
+        }
         let no_trim = Capabilities { discard: Discard::Ignored, ..CAN };
-        assert_eq!(export(no_trim).transmission_flags(false), always | writes);
+        assert_eq!(flags(no_trim, Form::Simple, false), always | writes);
         let read_only = Capabilities { read_only: true, ..CAN };
-        assert_eq!(export(read_only).transmission_flags(false), always | 1 << 1);
+        assert_eq!(flags(read_only, Form::Simple, false), always | 1 << 1);
     }
 
     #[test]

@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn unknown_options_are_drained_and_negotiation_goes_on() {
-        let unknown = [0, NBD_OPT_PEEK_EXPORT, NBD_OPT_EXTENDED_HEADERS, 12, u32::MAX];
+        let unknown = [0, NBD_OPT_PEEK_EXPORT, 12, 13, u32::MAX];
         let mut options: Vec<_> = unknown.iter().map(|o| option(*o, &vec![0x5a; 100_000])).collect();
         options.push(option(99, b""));
         options.push(option(NBD_OPT_GO, &named("disk", &[])));

@@ -53,20 +53,18 @@
 //!
 //! # Transmission
 //!
-//! [`Negotiated`] yields two things. [`Transmission::admit`] judges each request's header of 28 bytes:
+//! [`Negotiated`] yields two things. [`Transmission::admit`] judges each request's header, whose length
+//! depends on the session's [`Form`]:
 //!
 //! ```text
 //!          ┌► Accept(Request)  for a WRITE read its payload; carry it out; reply with Replies
+//!          ├► Filter(Filtered) read 12 bytes more, and ask again ([`Filtered::admit`])
 //!  header ─┼► Refuse(Refusal)  throw `drain` bytes away; reply with Replies::error
 //!          └► Close            the stream is out of step
 //! ```
 //!
 //! [`Replies`] builds the answers, always in the form that was negotiated, and [`errno()`] turns an error
 //! of this library into the number that the client sees. Neither allocates.
-//!
-//! # Not here yet
-//!
-//! Extended headers: one more variant of [`Replies`], and a header's length in [`Transmission`].
 
 mod command;
 mod errno;
@@ -84,11 +82,11 @@ mod properties;
 #[cfg(test)]
 mod testing;
 
-pub use command::{Command, Request};
+pub use command::{Command, Echo, Form, Request};
 pub use errno::{NbdErrno, errno};
 pub use export::{Export, Exports};
 pub use handshake::{Handshake, MAX_BUFFERED, MAX_DISCARDED, MAX_OPTION_DATA, MAX_OPTIONS, Step};
 pub use outcome::{CloseReason, Negotiated};
 pub use reply::{Chunks, Header, Replies};
 pub use starttls::{AwaitingTls, TlsMode};
-pub use transmission::{Admission, Refusal, Transmission};
+pub use transmission::{Admission, Filtered, Refusal, Transmission};

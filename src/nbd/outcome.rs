@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::command::Form;
 use super::export::Export;
 use super::reply::Replies;
 use super::transmission::Transmission;
@@ -14,8 +15,8 @@ pub struct Negotiated {
     pub index: usize,
     /// The export.
     pub export: Arc<Export>,
-    /// Structured replies, never simple ones.
-    pub structured: bool,
+    /// The form of all requests and replies.
+    pub form: Form,
     /// The id of `base:allocation`, if it was chosen for this very export.
     pub meta_allocation: Option<u32>,
 }
@@ -28,7 +29,12 @@ impl Negotiated {
 
     /// The builder of this session's replies.
     pub fn replies(&self) -> Replies {
-        Replies::new(self.structured)
+        Replies::new(self.form)
+    }
+
+    /// The transmission flags that the client is told.
+    pub(super) fn transmission_flags(&self) -> u16 {
+        self.export.transmission_flags(self.form, self.meta_allocation.is_some())
     }
 }
 
@@ -58,10 +64,14 @@ pub enum CloseReason {
     TlsRequired,
     /// More input lay behind STARTTLS, in plaintext.
     PlaintextBehindStartTls,
+    /// `EXPORT_NAME`, which cannot be answered with an error, came after extended headers were chosen.
+    ExtendedExportName,
     /// The server is about to stop.
     ShuttingDown,
     /// What should be a request does not begin like one.
     BadRequestMagic(u32),
+    /// A request with more payload, in bytes, than any may have.
+    PayloadTooLong(u64),
 }
 
 impl fmt::Display for CloseReason {
@@ -82,8 +92,12 @@ impl fmt::Display for CloseReason {
             Self::PlaintextBehindStartTls => {
                 f.write_str("more followed the request to begin TLS before that was answered")
             }
+            Self::ExtendedExportName => {
+                f.write_str("the client chose extended headers and then asked for an export without GO")
+            }
             Self::ShuttingDown => f.write_str("the server is shutting down"),
             Self::BadRequestMagic(magic) => write!(f, "{magic:#010x} is not the start of a request"),
+            Self::PayloadTooLong(len) => write!(f, "the client announced {len} bytes of payload"),
         }
     }
 }

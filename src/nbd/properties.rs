@@ -11,7 +11,7 @@ use crate::units::ByteCount;
 
 use super::testing::{End, client, exports, named, option, queries, request, run, run_in_pieces, session};
 use super::wire::*;
-use super::{Admission, CloseReason, Command, Exports, Replies};
+use super::{Admission, CloseReason, Command, Echo, Exports, Form, Replies};
 
 fn listed() -> Arc<Exports> {
     let mut exports = (*exports()).clone();
@@ -99,36 +99,46 @@ proptest! {
     #[test]
     fn a_session_has_only_what_was_negotiated(options in options()) {
         if let End::Ready(session) = run(&listed(), &client(3, &options)).end {
-            prop_assert!(session.structured || session.meta_allocation.is_none());
+            prop_assert!(session.form.has_chunks() || session.meta_allocation.is_none());
             prop_assert!(session.index < 3);
         }
     }
 
     #[test]
     fn every_header_is_judged_and_nothing_impossible_is_admitted(
-        magic in prop_oneof![9 => Just(NBD_REQUEST_MAGIC), 1 => any::<u32>()],
+        magic in proptest::option::weighted(0.1, any::<u32>()),
         kind in prop_oneof![9 => 0..9u16, 1 => any::<u16>()],
         flags in prop_oneof![4 => 0..64u16, 1 => any::<u16>()],
         cookie in any::<u64>(),
         offset in prop_oneof![4 => 0..(2u64 << 20), 1 => any::<u64>()],
-        len in prop_oneof![4 => 0..(2u32 << 20), 1 => any::<u32>()],
+        len in prop_oneof![4 => 0..(2u64 << 20), 1 => any::<u32>().prop_map(u64::from), 1 => any::<u64>()],
         name in select(vec!["disk", "tape", ""]),
-        structured in any::<bool>(),
+        form in select(vec![Form::Simple, Form::Structured, Form::Extended]),
     ) {
-        let session = session(name, structured);
-        let mut header = request(kind, flags, cookie, offset, len);
-        header[..4].copy_from_slice(&magic.to_be_bytes());
-        match session.transmission().admit(&header) {
+        let session = session(name, form);
+        let mut header = request(form, kind, flags, cookie, offset, len);
+        let extended = form == Form::Extended;
+        let len = if extended { len } else { len & 0xffff_ffff };
+        let has_payload = if extended { flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0 } else { kind == NBD_CMD_WRITE };
+        if let Some(magic) = magic {
+            header[..4].copy_from_slice(&magic.to_be_bytes());
+        }
+        match session.transmission().admit(&header).unwrap() {
+            Admission::Close(CloseReason::BadRequestMagic(found)) => prop_assert_eq!(Some(found), magic),
             Admission::Close(reason) => {
-                prop_assert!(magic != NBD_REQUEST_MAGIC);
-                prop_assert_eq!(reason, CloseReason::BadRequestMagic(magic));
+                prop_assert!(extended && has_payload && len > MAX_PAYLOAD.into());
+                prop_assert_eq!(reason, CloseReason::PayloadTooLong(len));
+            }
+            Admission::Filter(_) => {
+                prop_assert!(extended && has_payload && kind == NBD_CMD_BLOCK_STATUS);
+                prop_assert_eq!(len, STATUS_PAYLOAD_LEN as u64);
             }
             Admission::Refuse(refusal) => {
-                prop_assert_eq!((refusal.cookie, refusal.command), (cookie, kind));
-                prop_assert_eq!(refusal.drain, if kind == NBD_CMD_WRITE { u64::from(len) } else { 0 });
+                prop_assert_eq!((refusal.echo, refusal.command), (Echo { cookie, offset }, kind));
+                prop_assert_eq!(refusal.drain, if has_payload { len } else { 0 });
             }
             Admission::Accept(request) => {
-                prop_assert_eq!(request.cookie, cookie);
+                prop_assert_eq!(request.echo, Echo { cookie, offset });
                 let (writes, payload, status) = match request.command {
                     Command::Disc | Command::Flush => return Ok(()),
                     Command::Read { .. } => (false, true, false),
@@ -137,11 +147,11 @@ proptest! {
                     Command::Cache { .. } => (false, false, false),
                     Command::BlockStatus { .. } => (false, false, true),
                 };
-                let end = offset.checked_add(len.into());
+                let end = offset.checked_add(len);
                 prop_assert!(end.is_some_and(|end| end <= session.export.size().0));
                 prop_assert!(!writes || !session.export.read_only());
-                prop_assert!(!payload || len <= MAX_PAYLOAD);
-                prop_assert!(!status || (structured && len > 0));
+                prop_assert!(!payload || len <= MAX_PAYLOAD.into());
+                prop_assert!(!status || (form.has_chunks() && len > 0));
             }
         }
     }
@@ -150,18 +160,26 @@ proptest! {
     #[test]
     fn block_status_never_exceeds_the_request(
         extents in vec((prop_oneof![0..9u64, any::<u64>()], any::<bool>(), any::<bool>()), 0..20),
-        requested in 1..=u32::MAX,
+        requested in prop_oneof![1..=u64::from(u32::MAX), 1..=u64::MAX],
         req_one in any::<bool>(),
+        extended in any::<bool>(),
     ) {
         let make = |(len, allocated, reads_zero)| Extent { len: ByteCount(len), allocated, reads_zero };
         let extents: Vec<_> = extents.into_iter().map(make).collect();
-        let Replies::Structured(chunks) = session("disk", true).replies() else { unreachable!() };
+        let form = if extended { Form::Extended } else { Form::Structured };
+        let requested = if extended { requested } else { requested.min(u32::MAX.into()) };
+        let Replies::InChunks(chunks) = session("disk", form).replies() else { unreachable!() };
         let mut out = Vec::new();
-        chunks.block_status(1, 1, ByteCount(requested.into()), req_one, &extents, &mut out);
-        let lens: Vec<u64> =
-            out[24..].chunks(8).map(|c| u32::from_be_bytes(c[..4].try_into().unwrap()).into()).collect();
+        let echo = Echo { cookie: 1, offset: 2 };
+        chunks.block_status(echo, 1, ByteCount(requested), req_one, &extents, &mut out);
+        let lens: Vec<u64> = if extended {
+            out[40..].chunks(16).map(|c| u64::from_be_bytes(c[..8].try_into().unwrap())).collect()
+        } else {
+            out[24..].chunks(8).map(|c| u32::from_be_bytes(c[..4].try_into().unwrap()).into()).collect()
+        };
         prop_assert!(!lens.is_empty() && lens.iter().all(|len| *len > 0));
-        prop_assert!(lens.iter().sum::<u64>() <= requested.into());
+        let total: u128 = lens.iter().map(|len| u128::from(*len)).sum();
+        prop_assert!(total <= requested.into());
         prop_assert!(!req_one || lens.len() == 1);
     }
 }

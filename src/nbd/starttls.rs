@@ -49,7 +49,7 @@ mod tests {
         End, FIXED, Outcome, client, drive, exports, named, option, parse_replies, queries,
     };
     use crate::nbd::wire::*;
-    use crate::nbd::{CloseReason, MAX_OPTIONS, Step};
+    use crate::nbd::{CloseReason, Form, MAX_OPTIONS, Step};
 
     /// Runs a handshake of a server that demands TLS.
     fn run(flags: u32, options: &[Vec<u8>]) -> Outcome {
@@ -135,7 +135,7 @@ mod tests {
         let go = option(NBD_OPT_GO, &named("disk", &[]));
         let outcome = drive(awaiting(FIXED, &plain).secured(exports()), &go, std::iter::empty());
         let End::Ready(session) = outcome.end else { panic!("{:?}", outcome.end) };
-        assert_eq!((session.structured, session.meta_allocation), (false, None));
+        assert_eq!((session.form, session.meta_allocation), (Form::Simple, None));
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
         let replies = &outcome.output[..outcome.output.len() - 10];
         let kinds: Vec<_> = parse_replies(replies).iter().map(|reply| reply.kind).collect();
         assert_eq!(kinds, [NBD_REP_ERR_INVALID, NBD_REP_ERR_INVALID, NBD_REP_ACK, NBD_REP_ERR_UNKNOWN]);
-        assert!(matches!(outcome.end, End::Ready(session) if session.structured));
+        assert!(matches!(outcome.end, End::Ready(session) if session.form == Form::Structured));
     }
 
     /// The exports of after TLS are those that the client may see by then.

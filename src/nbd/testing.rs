@@ -7,7 +7,9 @@ use crate::block::{Capabilities, Discard, Geometry};
 use crate::units::{BlockSize, ByteCount};
 
 use super::wire::*;
-use super::{AwaitingTls, CloseReason, Export, Exports, Handshake, MAX_BUFFERED, Negotiated, Step, TlsMode};
+use super::{
+    AwaitingTls, CloseReason, Export, Exports, Form, Handshake, MAX_BUFFERED, Negotiated, Step, TlsMode,
+};
 
 /// Client flags of a client of today, but for the zeroes.
 pub(super) const FIXED: u32 = NBD_FLAG_C_FIXED_NEWSTYLE;
@@ -30,11 +32,11 @@ pub(super) fn exports() -> Arc<Exports> {
     Arc::new(Exports::new(exports.map(Result::unwrap).into()).unwrap())
 }
 
-/// A session with `base:allocation` if `structured`.
-pub(super) fn session(name: &str, structured: bool) -> Negotiated {
+/// A session, with `base:allocation` if it can have it.
+pub(super) fn session(name: &str, form: Form) -> Negotiated {
     let exports = exports();
     let (index, export) = exports.find(name).unwrap();
-    Negotiated { index, export: Arc::clone(export), structured, meta_allocation: structured.then_some(1) }
+    Negotiated { index, export: Arc::clone(export), form, meta_allocation: form.has_chunks().then_some(1) }
 }
 
 /// What a client sends: flags, then options.
@@ -71,15 +73,17 @@ fn string(text: &str) -> Vec<u8> {
     [&u32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
 }
 
-/// A request's header.
-pub(super) fn request(kind: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_HEADER_LEN] {
-    let mut bytes = NBD_REQUEST_MAGIC.to_be_bytes().to_vec();
+/// A request's header. A compact one has the lower half of `len`.
+pub(super) fn request(form: Form, kind: u16, flags: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let extended = form == Form::Extended;
+    let magic = if extended { NBD_EXTENDED_REQUEST_MAGIC } else { NBD_REQUEST_MAGIC };
+    let mut bytes = magic.to_be_bytes().to_vec();
     bytes.extend(flags.to_be_bytes());
     bytes.extend(kind.to_be_bytes());
     bytes.extend(cookie.to_be_bytes());
     bytes.extend(offset.to_be_bytes());
-    bytes.extend(len.to_be_bytes());
-    bytes.try_into().unwrap()
+    bytes.extend(&len.to_be_bytes()[if extended { 0 } else { 4 }..]);
+    bytes
 }
 
 /// One reply to an option.
@@ -118,8 +122,7 @@ impl PartialEq for End {
             (Self::NeedMore, Self::NeedMore) | (Self::StartTls(_), Self::StartTls(_)) => true,
             (Self::Close(one), Self::Close(other)) => one == other,
             (Self::Ready(one), Self::Ready(other)) => {
-                (one.index, one.structured, one.meta_allocation)
-                    == (other.index, other.structured, other.meta_allocation)
+                (one.index, one.form, one.meta_allocation) == (other.index, other.form, other.meta_allocation)
             }
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! The protocol's numbers under the protocol's own names, and a checked reader of its fields.
 //!
 //! Everything on the wire is big-endian. Sections are those of proto.md of the `NetworkBlockDevice`
-//! project.
+//! project; what concerns extended headers is in its branch extension-ext-header.
 
 /// proto.md, Newstyle negotiation: the first eight bytes that a server sends (`NBDMAGIC`).
 pub const NBD_INIT_PASSWD: u64 = 0x4e42_444d_4147_4943;
@@ -15,6 +15,10 @@ pub const NBD_REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const NBD_SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// proto.md, Structured reply chunk message.
 pub const NBD_STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// proto.md, Request message, the extended form.
+pub const NBD_EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// proto.md, Extended reply chunk message.
+pub const NBD_EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Bytes of the server's greeting: two magic numbers and the handshake flags.
 pub const GREETING_LEN: usize = 18;
@@ -24,10 +28,16 @@ pub const OPTION_HEADER_LEN: usize = 16;
 pub const OPTION_REPLY_HEADER_LEN: usize = 20;
 /// Bytes of a request's header: magic, flags, type, cookie, offset, length.
 pub const REQUEST_HEADER_LEN: usize = 28;
+/// Bytes of an extended request's header: as above, but with a length of 64 bits.
+pub const EXTENDED_REQUEST_HEADER_LEN: usize = 32;
 /// Bytes of a simple reply's header: magic, error, cookie.
 pub const SIMPLE_REPLY_LEN: usize = 16;
 /// Bytes of a structured reply chunk's header: magic, flags, type, cookie, length.
 pub const CHUNK_HEADER_LEN: usize = 20;
+/// Bytes of an extended reply chunk's header: magic, flags, type, cookie, offset, length.
+pub const EXTENDED_CHUNK_HEADER_LEN: usize = 32;
+/// Bytes of a `BLOCK_STATUS` request's payload that names one metadata context: effect length, id.
+pub const STATUS_PAYLOAD_LEN: usize = 12;
 
 /// proto.md, Conventions: the longest string, in bytes.
 pub const MAX_STRING: usize = 4096;
@@ -66,6 +76,8 @@ pub const NBD_FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 pub const NBD_FLAG_SEND_CACHE: u16 = 1 << 10;
 /// proto.md, Transmission flags: the `FAST_ZERO` command flag is understood.
 pub const NBD_FLAG_SEND_FAST_ZERO: u16 = 1 << 11;
+/// proto.md, Transmission flags: a `BLOCK_STATUS` may name the contexts that it asks about.
+pub const NBD_FLAG_BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
 /// proto.md, Option types: choose an export and end the handshake, the old way.
 pub const NBD_OPT_EXPORT_NAME: u32 = 1;
@@ -112,6 +124,8 @@ pub const NBD_REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 pub const NBD_REP_ERR_SHUTDOWN: u32 = (1 << 31) + 7;
 /// proto.md, Option reply types: the option's data is too long.
 pub const NBD_REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
+/// proto.md, Option reply types: extended headers rule it out, or are missing.
+pub const NBD_REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 
 /// proto.md, Option reply types, `NBD_REP_INFO`: size and transmission flags.
 pub const NBD_INFO_EXPORT: u16 = 0;
@@ -152,7 +166,7 @@ pub const NBD_CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
 /// proto.md, Command flags: the request's length is that of a payload. Extended headers only.
 pub const NBD_CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
-/// proto.md, Structured reply flags: the last chunk of a reply.
+/// proto.md, Structured and extended header reply flags: the last chunk of a reply.
 pub const NBD_REPLY_FLAG_DONE: u16 = 1 << 0;
 /// proto.md, Structured reply types: nothing more.
 pub const NBD_REPLY_TYPE_NONE: u16 = 0;
@@ -162,6 +176,8 @@ pub const NBD_REPLY_TYPE_OFFSET_DATA: u16 = 1;
 pub const NBD_REPLY_TYPE_OFFSET_HOLE: u16 = 2;
 /// proto.md, Structured reply types: extents of one metadata context.
 pub const NBD_REPLY_TYPE_BLOCK_STATUS: u16 = 5;
+/// proto.md, Structured reply types: extents of one metadata context, with lengths of 64 bits.
+pub const NBD_REPLY_TYPE_BLOCK_STATUS_EXT: u16 = 6;
 /// proto.md, Structured reply types: the request failed.
 pub const NBD_REPLY_TYPE_ERROR: u16 = (1 << 15) + 1;
 

@@ -2,7 +2,7 @@
 
 use crate::block::{Buffer, BufferPool, Disk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::{Command, Negotiated, Replies, Request, errno};
+use crate::nbd::{Command, Echo, Negotiated, Replies, Request, errno};
 use crate::units::{ByteCount, ByteOffset};
 
 use super::outbox::Answer;
@@ -18,10 +18,10 @@ pub(super) fn execute(
     request: &Request,
     data: Option<Buffer>,
 ) -> Answer {
-    let cookie = request.cookie;
-    let done = |result: Result<()>| result.map(|()| Answer::Bare(session.replies().done(cookie)));
+    let echo = request.echo;
+    let done = |result| Ok(answer(session, request, result));
     let result = match request.command {
-        Command::Read { offset, len, .. } => read(disk, pool, session, cookie, offset, len),
+        Command::Read { offset, len, .. } => read(disk, pool, session, echo, offset, len),
         Command::Write { offset, durability, .. } => done(match data {
             Some(data) => disk.write(offset, data, durability),
             None => Err(Error::new(ErrorKind::InvalidInput, "a write without its data")),
@@ -33,18 +33,26 @@ pub(super) fn execute(
         }
         Command::Cache { offset, len } => done(disk.prefetch(offset, len)),
         Command::BlockStatus { offset, len, req_one } => {
-            block_status(disk, session, cookie, offset, len, req_one)
+            block_status(disk, session, echo, offset, len, req_one)
         }
         Command::Disc => done(Ok(())),
     };
     result.unwrap_or_else(|error| failed(session, request, &error))
 }
 
+/// The answer to a request that ended like this and has no data; a failure is logged here.
+pub(super) fn answer(session: &Negotiated, request: &Request, result: Result<()>) -> Answer {
+    match result {
+        Ok(()) => Answer::Bare(session.replies().done(request.echo)),
+        Err(error) => failed(session, request, &error),
+    }
+}
+
 fn read(
     disk: &Disk,
     pool: &BufferPool,
     session: &Negotiated,
-    cookie: u64,
+    echo: Echo,
     offset: ByteOffset,
     len: ByteCount,
 ) -> Result<Answer> {
@@ -53,23 +61,23 @@ fn read(
     let mut buffer = pool.take(len.to_usize().ok_or_else(too_long)?)?;
     // The whole range is read, and on sealed volumes verified, before its first byte leaves.
     disk.read(offset, &mut buffer)?;
-    Ok(Answer::Data(session.replies().read_header(cookie, offset, count), buffer))
+    Ok(Answer::Data(session.replies().read_header(echo, offset, count), buffer))
 }
 
 fn block_status(
     disk: &Disk,
     session: &Negotiated,
-    cookie: u64,
+    echo: Echo,
     offset: ByteOffset,
     len: ByteCount,
     req_one: bool,
 ) -> Result<Answer> {
-    let (Replies::Structured(chunks), Some(context)) = (session.replies(), session.meta_allocation) else {
+    let (Replies::InChunks(chunks), Some(context)) = (session.replies(), session.meta_allocation) else {
         return Err(Error::new(ErrorKind::InvalidInput, "a block status that was not negotiated"));
     };
     let extents = disk.extents(offset, len, if req_one { 1 } else { MAX_EXTENTS })?;
     let mut reply = Vec::new();
-    chunks.block_status(cookie, context, len, req_one, &extents, &mut reply);
+    chunks.block_status(echo, context, len, req_one, &extents, &mut reply);
     Ok(Answer::Whole(reply))
 }
 
@@ -78,5 +86,5 @@ fn failed(session: &Negotiated, request: &Request, error: &Error) -> Answer {
     let answer = errno(error.kind(), &request.command);
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     tracing::warn!(command = ?request.command, %error, cause, ?answer, "a request failed");
-    Answer::Bare(session.replies().error(request.cookie, answer))
+    Answer::Bare(session.replies().error(request.echo, answer))
 }

@@ -24,6 +24,7 @@ pub mod sandbox;
 mod server;
 mod session;
 mod workers;
+mod zeroes;
 
 pub use access::{Access, ClientRule, group};
 pub use limits::Limits;

@@ -44,6 +44,9 @@ pub(super) fn negotiate(
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
             Err(e) => return Err(e),
         }
+        if shared.stopper.is_stopping() {
+            state = state.shutting_down();
+        }
         match state.step(receiver.buffered()) {
             Step::NeedMore { state: next, at_least: wanted } => (state, at_least) = (next, wanted),
             Step::Reply { state: next, consumed, bytes } => {

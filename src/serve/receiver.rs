@@ -79,21 +79,17 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Receives the `N` bytes of a request's header, mostly from the buffer. `None` at the stream's end.
-    /// Silence before the first of them is no error.
-    pub(super) fn header<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
+    /// The next `len` bytes, those of a request's header, which are not consumed. `None` at the stream's
+    /// end. Silence before the first of them is no error.
+    pub(super) fn header(&mut self, len: usize) -> io::Result<Option<&[u8]>> {
         loop {
-            match self.fill(N) {
-                Ok(true) => break,
+            match self.fill(len) {
+                Ok(true) => return Ok(Some(&self.buffer[self.start..self.start + len])),
                 Ok(false) => return Ok(None),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.buffered().is_empty() => {}
                 Err(e) => return Err(e),
             }
         }
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&self.buffer[self.start..self.start + N]);
-        self.consume(N);
-        Ok(Some(bytes))
     }
 
     /// Receives exactly `into.len()` bytes.

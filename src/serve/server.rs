@@ -77,7 +77,6 @@ pub struct Options {
 /// An NBD server.
 pub struct Server {
     shared: Arc<Shared>,
-    stopper: Stopper,
 }
 
 /// What all sessions share.
@@ -88,6 +87,7 @@ pub(super) struct Shared {
     pub(super) workers: Workers<Box<dyn FnOnce() + Send>>,
     pub(super) tls: Option<TlsConfig>,
     pub(super) limits: Limits,
+    pub(super) stopper: Stopper,
     pub(super) shares: Shares,
     pub(super) budget: Arc<Budget>,
     pub(super) registry: Arc<Registry>,
@@ -150,7 +150,7 @@ impl Stopper {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
@@ -178,17 +178,18 @@ impl Server {
             workers: Workers::start(options.limits.workers)?,
             tls: options.tls,
             limits: options.limits,
+            stopper: Stopper::new()?,
             shares,
             budget: Budget::new(shares.common),
             registry: Registry::new(&options.limits),
             busy: Busy::new(options.limits.cpus),
         };
-        Ok(Self { shared: Arc::new(shared), stopper: Stopper::new()? })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The handle by which others stop this server.
     pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+        self.shared.stopper.clone()
     }
 
     /// Serves until stopped, then flushes every disk.
@@ -205,8 +206,8 @@ impl Server {
     }
 
     fn accept_until_stopped(&self, fronts: &[Front]) -> Result<()> {
-        while !self.stopper.is_stopping() {
-            let wake = PollFd::from_borrowed_fd(self.stopper.wake.as_fd(), PollFlags::IN);
+        while !self.shared.stopper.is_stopping() {
+            let wake = PollFd::from_borrowed_fd(self.shared.stopper.wake.as_fd(), PollFlags::IN);
             let sockets = fronts.iter().map(|f| PollFd::from_borrowed_fd(f.listener.as_fd(), PollFlags::IN));
             let mut fds: Vec<PollFd<'_>> = std::iter::once(wake).chain(sockets).collect();
             match rustix::event::poll(&mut fds, None) {
@@ -254,7 +255,7 @@ impl Server {
         registry.stop_receiving();
         let mut cut = false;
         while !registry.wait_until_empty(Duration::from_millis(100)) {
-            if !cut && (began.elapsed() > STOP_LIMIT || self.stopper.is_hurried()) {
+            if !cut && (began.elapsed() > STOP_LIMIT || self.shared.stopper.is_hurried()) {
                 let connections = registry.hang_up();
                 tracing::warn!("{connections} connections do not end by themselves and are cut");
                 cut = true;

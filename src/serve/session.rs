@@ -2,18 +2,22 @@
 //! server stops, or the client breaks the protocol.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
-use crate::nbd::wire::REQUEST_HEADER_LEN;
-use crate::nbd::{Admission, Command, Negotiated, Request};
+use crate::nbd::wire::STATUS_PAYLOAD_LEN;
+use crate::nbd::{Admission, Command, Negotiated, Refusal, Request};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
-use super::execute::execute;
+use super::execute::{answer, execute};
 use super::limits::{REFUSED, cost};
 use super::negotiate::{Ended, negotiate};
 use super::outbox::{Answer, Outbox, Reply};
@@ -21,6 +25,7 @@ use super::placement::Placement;
 use super::receiver::Receiver;
 use super::registry::Place;
 use super::server::{Offer, Shared};
+use super::zeroes::{Turns, Zeroing, is_long};
 
 /// Replies gather while more requests are at hand, up to so many of them ...
 const GATHER: usize = 32;
@@ -54,13 +59,17 @@ fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Plac
     stream.set_send_deadline(Some(limits.reply))?;
     receiver.attached();
     let service = &shared.services[negotiated.index];
-    tracing::info!(peer = stream.peer(), export = service.export.name(), client = %stream.identity(), "client attached");
+    let (export, client, replies) = (service.export.name(), stream.identity(), negotiated.form);
+    tracing::info!(peer = stream.peer(), export, %client, %replies, "client attached");
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
         negotiated,
         outbox: Outbox::new(Arc::clone(stream), limits.reply),
         placement: Placement::default(),
+        turns: Turns::default(),
+        held_up: AtomicBool::new(false),
+        gone: AtomicBool::new(false),
         stream: Arc::clone(stream),
     });
     let result = session.transmit(&mut receiver);
@@ -81,6 +90,11 @@ pub(super) struct Session {
     negotiated: Negotiated,
     outbox: Arc<Outbox>,
     placement: Placement,
+    turns: Turns,
+    /// The connection's own thread waits for a request in flight to end, and does not see the client leave.
+    held_up: AtomicBool,
+    /// The client has left, or is not listened to any more.
+    gone: AtomicBool,
     stream: Arc<Stream>,
 }
 
@@ -91,6 +105,7 @@ impl Session {
         let credits = Credits::new(&shared.limits, shared.shares, &shared.budget);
         let _busy = shared.busy.enter();
         let ended = self.read_requests(receiver, &credits);
+        self.gone.store(true, Ordering::Release);
         self.outbox.send();
         credits.wait_until_idle();
         ended
@@ -102,39 +117,62 @@ impl Session {
         credits: &Arc<Credits>,
     ) -> std::io::Result<Ended> {
         let transmission = self.negotiated.transmission();
+        let header_len = transmission.header_len();
         let (mut gathered, mut bytes) = (0, 0);
         loop {
-            if receiver.buffered().len() < REQUEST_HEADER_LEN || gathered >= GATHER || bytes >= GATHER_BYTES {
+            if receiver.buffered().len() < header_len || gathered >= GATHER || bytes >= GATHER_BYTES {
                 self.outbox.send();
                 (gathered, bytes) = (0, 0);
             }
-            let Some(header) = receiver.header::<REQUEST_HEADER_LEN>()? else {
+            let header = receiver.header(header_len)?;
+            let Some(admission) = header.and_then(|header| transmission.admit(header)) else {
                 return Ok("the client left".into());
             };
+            receiver.consume(header_len);
             gathered += 1;
-            match transmission.admit(&header) {
+            let admitted = match admission {
                 Admission::Accept(Request { command: Command::Disc, .. }) => {
+                    // It is not gone before what it has asked for is done.
+                    self.outbox.send();
+                    credits.wait_until_idle();
                     return Ok("the client said goodbye".into());
                 }
-                Admission::Accept(request) => {
+                Admission::Accept(request) => Ok(request),
+                Admission::Filter(filtered) => {
+                    let mut payload = [0; STATUS_PAYLOAD_LEN];
+                    receiver.read_exact(&mut payload, self.shared.limits.stall)?;
+                    filtered.admit(&payload)
+                }
+                Admission::Refuse(refusal) => Err(refusal),
+                Admission::Close(reason) => return Ok(reason.to_string().into()),
+            };
+            match admitted {
+                Ok(request) => {
                     bytes += buffer_len(&request.command);
                     let credit = self.admit(credits, cost(&request.command));
                     let data = self.receive_data(receiver, &request)?;
-                    let more_wait = receiver.buffered().len() >= REQUEST_HEADER_LEN;
+                    let more_wait = receiver.buffered().len() >= header_len;
                     self.place(request, data, credit, more_wait);
                 }
-                Admission::Refuse(refused) => {
-                    tracing::debug!(peer = self.stream.peer(), command = refused.command, answer = ?refused.error, "refused");
-                    // Its reply takes up memory like any other, until the client reads it.
-                    let credit = self.admit(credits, REFUSED);
-                    // The payload of a refused write is data, whatever it looks like.
-                    receiver.discard(refused.drain)?;
-                    let answer = self.negotiated.replies().error(refused.cookie, refused.error);
-                    self.reply(Answer::Bare(answer), credit);
-                }
-                Admission::Close(reason) => return Ok(reason.to_string().into()),
+                Err(refusal) => self.refuse(receiver, credits, &refusal)?,
             }
         }
+    }
+
+    /// Answers with an error. The payload of a refused write is data, whatever it looks like.
+    fn refuse(
+        &self,
+        receiver: &mut Receiver,
+        credits: &Arc<Credits>,
+        refusal: &Refusal,
+    ) -> std::io::Result<()> {
+        let Refusal { echo, command, error, drain } = *refusal;
+        tracing::debug!(peer = self.stream.peer(), command, answer = ?error, "refused");
+        // Its reply takes up memory like any other, until the client reads it.
+        let credit = self.admit(credits, REFUSED);
+        receiver.discard(drain)?;
+        self.reply(Answer::Bare(self.negotiated.replies().error(echo, error)), credit);
+        Ok(())
     }
 
     /// Waits until the connection may have one more request in flight, which holds `bytes`.
@@ -142,7 +180,10 @@ impl Session {
         credits.try_admit(bytes).unwrap_or_else(|| {
             // Credits come back with replies that have left, and some of those may wait for us.
             self.outbox.send();
-            credits.admit(bytes)
+            self.held_up.store(true, Ordering::Release);
+            let credit = credits.admit(bytes);
+            self.held_up.store(false, Ordering::Release);
+            credit
         })
     }
 
@@ -166,6 +207,12 @@ impl Session {
             self.reply(self.execute(&request, data), credit);
             return;
         }
+        if is_long(&self.disk, &request.command) {
+            if let Some(zeroing) = self.turns.take(Zeroing::new(request, credit)) {
+                self.zero(zeroing);
+            }
+            return;
+        }
         let session = Arc::clone(self);
         self.shared.workers.submit(Box::new(move || {
             if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
@@ -177,6 +224,36 @@ impl Session {
                 session.stream.hang_up();
             }
         }));
+    }
+
+    /// Has a worker do the next piece of a long request, when all that waits now is done.
+    fn zero(self: &Arc<Self>, mut zeroing: Zeroing) {
+        let session = Arc::clone(self);
+        self.shared.workers.submit(Box::new(move || {
+            let abandoned = session.is_abandoned();
+            match catch_unwind(AssertUnwindSafe(|| zeroing.advance(&session.disk, abandoned))) {
+                Ok(None) => return session.zero(zeroing),
+                Ok(Some(result)) => {
+                    let answer = answer(&session.negotiated, &zeroing.request, result);
+                    session.reply(answer, zeroing.credit);
+                    session.outbox.send_now();
+                }
+                Err(_) => {
+                    tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
+                    session.stream.hang_up();
+                }
+            }
+            if let Some(next) = session.turns.pass() {
+                session.zero(next);
+            }
+        }));
+    }
+
+    /// Whether nobody waits for what takes long.
+    fn is_abandoned(&self) -> bool {
+        self.shared.stopper.is_stopping()
+            || self.gone.load(Ordering::Acquire)
+            || self.held_up.load(Ordering::Acquire) && has_left(&self.stream)
     }
 
     fn execute(&self, request: &Request, data: Option<Buffer>) -> Answer {
@@ -193,6 +270,13 @@ impl Session {
     fn reply(&self, answer: Answer, credit: Credit) {
         self.outbox.push(Reply { answer, credit });
     }
+}
+
+/// Whether the client has ended its side of the connection, whatever is still to be received.
+fn has_left(stream: &Stream) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// How much data a request moves through a buffer.

@@ -16,7 +16,7 @@ pub(super) fn answer(negotiation: &Negotiation, data: &[u8]) -> Answer {
     };
     let mut bytes = Vec::with_capacity(10 + ZEROES);
     bytes.extend(session.export.size().0.to_be_bytes());
-    bytes.extend(session.export.transmission_flags(session.structured).to_be_bytes());
+    bytes.extend(session.transmission_flags().to_be_bytes());
     if !negotiation.wants_no_zeroes() {
         bytes.extend([0; ZEROES]);
     }
@@ -26,12 +26,13 @@ pub(super) fn answer(negotiation: &Negotiation, data: &[u8]) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::Form;
     use crate::nbd::testing::{End, FIXED, client, exports, option, run};
     use crate::nbd::wire::*;
 
     #[test]
     fn size_flags_and_zeroes() {
-        let flags = exports().find("disk").unwrap().1.transmission_flags(false);
+        let flags = exports().find("disk").unwrap().1.transmission_flags(Form::Simple, false);
         for (client_flags, zeroes) in [(FIXED, 124), (FIXED | NBD_FLAG_C_NO_ZEROES, 0), (0, 124), (2, 0)] {
             let outcome = run(&exports(), &client(client_flags, &[option(NBD_OPT_EXPORT_NAME, b"disk")]));
             let mut expected = (1u64 << 20).to_be_bytes().to_vec();
@@ -39,7 +40,7 @@ mod tests {
             expected.extend(vec![0; zeroes]);
             assert_eq!(outcome.output, expected);
             let End::Ready(session) = outcome.end else { panic!("{:?}", outcome.end) };
-            assert_eq!((session.index, session.structured, session.meta_allocation), (0, false, None));
+            assert_eq!((session.index, session.form, session.meta_allocation), (0, Form::Simple, None));
         }
     }
 
@@ -49,7 +50,16 @@ mod tests {
         let outcome = run(&exports(), &client(FIXED | NBD_FLAG_C_NO_ZEROES, &options));
         let flags = u16::from_be_bytes(outcome.output[28..30].try_into().unwrap());
         assert_eq!(flags & NBD_FLAG_SEND_DF, NBD_FLAG_SEND_DF);
-        assert!(matches!(outcome.end, End::Ready(session) if session.structured));
+        assert!(matches!(outcome.end, End::Ready(session) if session.form == Form::Structured));
+    }
+
+    /// proto.md, Option types, `NBD_OPT_EXTENDED_HEADERS`: `EXPORT_NAME` is ruled out.
+    #[test]
+    fn after_extended_headers_it_disconnects() {
+        let options = [option(NBD_OPT_EXTENDED_HEADERS, b""), option(NBD_OPT_EXPORT_NAME, b"disk")];
+        let outcome = run(&exports(), &client(FIXED, &options));
+        assert_eq!(outcome.end, End::Close(CloseReason::ExtendedExportName));
+        assert_eq!(outcome.output.len(), OPTION_REPLY_HEADER_LEN, "the acknowledgement alone");
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl<'a> Query<'a> {
     fn replies(&self, option: u32, session: &Negotiated) -> Vec<u8> {
         let export = &session.export;
         let size = export.size().0.to_be_bytes();
-        let flags = export.transmission_flags(session.structured).to_be_bytes();
+        let flags = session.transmission_flags().to_be_bytes();
         let mut replies = OptionReplies::new(option);
         replies.push(NBD_REP_INFO, &[&NBD_INFO_EXPORT.to_be_bytes(), &size, &flags]);
         if self.name {
@@ -79,7 +79,8 @@ impl<'a> Query<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::testing::{End, FIXED, client, exports, named, option, parse_replies, run};
+    use crate::nbd::Form;
+    use crate::nbd::testing::{End, FIXED, client, exports, named, option, parse_replies, queries, run};
     use crate::nbd::wire::*;
 
     /// The replies to one INFO, as reply type and data.
@@ -89,17 +90,17 @@ mod tests {
         parse_replies(&outcome.output).into_iter().map(|r| (r.kind, r.data)).collect()
     }
 
-    fn export_info(structured: bool) -> Vec<u8> {
+    fn export_info(form: Form) -> Vec<u8> {
         let mut data = vec![0, 0];
         data.extend((1u64 << 20).to_be_bytes());
-        data.extend(exports().find("disk").unwrap().1.transmission_flags(structured).to_be_bytes());
+        data.extend(exports().find("disk").unwrap().1.transmission_flags(form, false).to_be_bytes());
         data
     }
 
     #[test]
     fn size_and_flags_come_always() {
         for requests in [&[][..], &[0], &[7, 0x8000, 0xffff]] {
-            let expected = vec![(NBD_REP_INFO, export_info(false)), (NBD_REP_ACK, vec![])];
+            let expected = vec![(NBD_REP_INFO, export_info(Form::Simple)), (NBD_REP_ACK, vec![])];
             assert_eq!(info(&named("disk", requests)), expected, "{requests:?}");
         }
     }
@@ -109,7 +110,7 @@ mod tests {
         let replies = info(&named("disk", &[3, 9, 2, 1, 1]));
         let block_size = [0, 3, 0, 0, 0, 1, 0, 0, 16, 0, 2, 0, 0, 0].to_vec();
         let expected = [
-            (NBD_REP_INFO, export_info(false)),
+            (NBD_REP_INFO, export_info(Form::Simple)),
             (NBD_REP_INFO, b"\0\x01disk".to_vec()),
             (NBD_REP_INFO, b"\0\x02a disk".to_vec()),
             (NBD_REP_INFO, block_size),
@@ -130,9 +131,33 @@ mod tests {
         let of =
             |kind| replies.iter().filter(|r| r.option == kind).map(|r| (r.kind, &r.data)).collect::<Vec<_>>();
         assert_eq!(of(NBD_OPT_INFO), of(NBD_OPT_GO));
-        assert_eq!(of(NBD_OPT_GO)[0], (NBD_REP_INFO, &export_info(true)));
+        assert_eq!(of(NBD_OPT_GO)[0], (NBD_REP_INFO, &export_info(Form::Structured)));
         let End::Ready(session) = outcome.end else { panic!("{:?}", outcome.end) };
-        assert!(session.structured && session.export.name() == "disk");
+        assert!(session.form == Form::Structured && session.export.name() == "disk");
+    }
+
+    /// proto.md, Transmission flags, `NBD_FLAG_BLOCK_STATUS_PAYLOAD`: with extended headers and a context
+    /// for this export; and GO says what INFO has said.
+    #[test]
+    fn the_payload_form_of_block_status_is_offered_with_a_context() {
+        let (disk, tape) = (named("disk", &[]), named("tape", &[]));
+        let set = option(NBD_OPT_SET_META_CONTEXT, &queries("disk", &["base:allocation"]));
+        for (extended, set, data, offered) in [
+            (true, Some(&set), &disk, true),
+            (true, Some(&set), &tape, false),
+            (true, None, &disk, false),
+            (false, Some(&set), &disk, false),
+        ] {
+            let first = if extended { NBD_OPT_EXTENDED_HEADERS } else { NBD_OPT_STRUCTURED_REPLY };
+            let mut options = vec![option(first, b"")];
+            options.extend(set.cloned());
+            options.extend([option(NBD_OPT_INFO, data), option(NBD_OPT_GO, data)]);
+            let outcome = run(&exports(), &client(FIXED, &options));
+            let infos = parse_replies(&outcome.output).into_iter().filter(|r| r.kind == NBD_REP_INFO);
+            let flags = infos.map(|r| u16::from_be_bytes([r.data[10], r.data[11]]));
+            let told: Vec<_> = flags.map(|flags| flags & NBD_FLAG_BLOCK_STATUS_PAYLOAD != 0).collect();
+            assert_eq!(told, [offered, offered]);
+        }
     }
 
     #[test]

@@ -46,11 +46,12 @@ pub(super) fn answer_set(negotiation: &mut Negotiation, data: &[u8]) -> Answer {
     }
 }
 
-/// What both options demand: structured replies, well-formed data, an export that exists. Returns the
+/// What both options demand: replies in chunks, well-formed data, an export that exists. Returns the
 /// export's place beside the query.
 fn check<'a>(negotiation: &Negotiation, option: u32, data: &'a [u8]) -> Result<(Query<'a>, usize), Answer> {
-    if !negotiation.structured {
-        return Err(error(option, NBD_REP_ERR_INVALID, "structured replies must be negotiated first"));
+    if !negotiation.form.has_chunks() {
+        let words = "structured replies or extended headers must be negotiated first";
+        return Err(error(option, NBD_REP_ERR_INVALID, words));
     }
     let query = Query::parse(data)
         .ok_or_else(|| error(option, NBD_REP_ERR_INVALID, "the option's data is malformed"))?;
@@ -146,12 +147,23 @@ mod tests {
     }
 
     #[test]
-    fn both_need_structured_replies() {
+    fn both_need_replies_in_chunks() {
         for kind in [LIST, SET] {
             let data = queries("disk", &["base:allocation"]);
             let outcome = run(&exports(), &client(FIXED, &[option(kind, &data)]));
             assert_eq!(parse_replies(&outcome.output)[0].kind, NBD_REP_ERR_INVALID);
+            let extended = option(NBD_OPT_EXTENDED_HEADERS, b"");
+            let outcome = run(&exports(), &client(FIXED, &[extended, option(kind, &data)]));
+            let kinds: Vec<_> = parse_replies(&outcome.output).iter().map(|r| r.kind).collect();
+            assert_eq!(kinds, [NBD_REP_ACK, NBD_REP_META_CONTEXT, NBD_REP_ACK]);
         }
+    }
+
+    /// Extended headers take the place of structured replies, and what was set under these stays.
+    #[test]
+    fn a_context_outlives_the_change_to_extended_headers() {
+        let set = option(SET, &queries("disk", &["base:allocation"]));
+        assert_eq!(context_after(&[set, option(NBD_OPT_EXTENDED_HEADERS, b"")]), Some(ALLOCATION_ID));
     }
 
     #[test]

@@ -8,16 +8,17 @@ mod meta_context;
 
 use std::sync::Arc;
 
+use super::command::Form;
 use super::export::Exports;
 use super::handshake::MAX_OPTION_DATA;
 use super::outcome::{CloseReason, Negotiated};
 use super::starttls::{AwaitingTls, TlsMode};
 use super::wire::{
     MAX_STRING, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES, NBD_OPT_ABORT, NBD_OPT_EXPORT_NAME,
-    NBD_OPT_GO, NBD_OPT_INFO, NBD_OPT_LIST, NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT,
-    NBD_OPT_STARTTLS, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NBD_REP_ERR_INVALID, NBD_REP_ERR_POLICY,
-    NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_TLS_REQD, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNSUP, NBD_REP_MAGIC,
-    OPTION_REPLY_HEADER_LEN,
+    NBD_OPT_EXTENDED_HEADERS, NBD_OPT_GO, NBD_OPT_INFO, NBD_OPT_LIST, NBD_OPT_LIST_META_CONTEXT,
+    NBD_OPT_SET_META_CONTEXT, NBD_OPT_STARTTLS, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK,
+    NBD_REP_ERR_EXT_HEADER_REQD, NBD_REP_ERR_INVALID, NBD_REP_ERR_POLICY, NBD_REP_ERR_SHUTDOWN,
+    NBD_REP_ERR_TLS_REQD, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNSUP, NBD_REP_MAGIC, OPTION_REPLY_HEADER_LEN,
 };
 
 /// The id under which `base:allocation` is chosen. The client must not care (proto.md, Option types,
@@ -29,7 +30,7 @@ const ALLOCATION_ID: u32 = 1;
 pub(super) struct Negotiation {
     exports: Arc<Exports>,
     client_flags: u32,
-    structured: bool,
+    form: Form,
     /// The place of the export for which `base:allocation` was chosen.
     allocation: Option<usize>,
     shutting_down: bool,
@@ -94,12 +95,12 @@ impl Negotiation {
             TlsMode::Off => Tls::Off,
             TlsMode::Required => Tls::Awaited,
         };
-        Self { exports, client_flags: 0, structured: false, allocation: None, shutting_down: false, tls }
+        Self { exports, client_flags: 0, form: Form::Simple, allocation: None, shutting_down: false, tls }
     }
 
     /// A negotiation by TLS, in which no option was sent yet.
     pub(super) fn secured(exports: Arc<Exports>, client_flags: u32, shutting_down: bool) -> Self {
-        Self { exports, client_flags, structured: false, allocation: None, shutting_down, tls: Tls::Secured }
+        Self { exports, client_flags, form: Form::Simple, allocation: None, shutting_down, tls: Tls::Secured }
     }
 
     /// What outlives STARTTLS, the last of `options` options.
@@ -134,6 +135,10 @@ impl Negotiation {
                 Reception::Discard(Verdict::Error(NBD_REP_ERR_TLS_REQD, "this server demands TLS"))
             }
             NBD_OPT_EXPORT_NAME if self.shutting_down => Reception::Close(CloseReason::ShuttingDown),
+            // proto.md, Option types, NBD_OPT_EXTENDED_HEADERS: no EXPORT_NAME after it.
+            NBD_OPT_EXPORT_NAME if self.form == Form::Extended => {
+                Reception::Close(CloseReason::ExtendedExportName)
+            }
             NBD_OPT_EXPORT_NAME => gather_name(option, len),
             // proto.md, Option types, NBD_OPT_ABORT: data is ignored.
             NBD_OPT_ABORT => Reception::Discard(Verdict::Abort),
@@ -143,12 +148,11 @@ impl Negotiation {
             NBD_OPT_INFO | NBD_OPT_GO | NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => {
                 gather(len, MAX_OPTION_DATA, Verdict::Error(NBD_REP_ERR_TOO_BIG, "too much data"))
             }
-            // proto.md, Option types: these three have no data.
-            NBD_OPT_LIST | NBD_OPT_STRUCTURED_REPLY | NBD_OPT_STARTTLS => {
+            // proto.md, Option types: these have no data.
+            NBD_OPT_LIST | NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS | NBD_OPT_STARTTLS => {
                 gather(len, 0, Verdict::Error(NBD_REP_ERR_INVALID, "this option has no data"))
             }
-            // proto.md, Baseline: what is not implemented is skipped and answered. Once the server speaks
-            // extended headers, NBD_OPT_EXTENDED_HEADERS joins the options without data above.
+            // proto.md, Baseline: what is not implemented is skipped and answered.
             _ => Reception::Discard(Verdict::Error(NBD_REP_ERR_UNSUP, "unknown option")),
         }
     }
@@ -161,14 +165,21 @@ impl Negotiation {
             NBD_OPT_LIST => list::answer(&self.exports),
             NBD_OPT_LIST_META_CONTEXT => meta_context::answer_list(self, data),
             NBD_OPT_SET_META_CONTEXT => meta_context::answer_set(self, data),
-            // proto.md, Option types, NBD_OPT_STRUCTURED_REPLY. Asking twice does no harm.
-            NBD_OPT_STRUCTURED_REPLY => {
-                self.structured = true;
-                Answer::Reply(ack(option))
+            // proto.md, Option types, NBD_OPT_STRUCTURED_REPLY and NBD_OPT_EXTENDED_HEADERS: these take
+            // precedence, and there is no way back. Asking twice for the same does no harm.
+            NBD_OPT_STRUCTURED_REPLY if self.form == Form::Extended => {
+                error(option, NBD_REP_ERR_EXT_HEADER_REQD, "extended headers are negotiated already")
             }
+            NBD_OPT_STRUCTURED_REPLY => self.take(option, Form::Structured),
+            NBD_OPT_EXTENDED_HEADERS => self.take(option, Form::Extended),
             NBD_OPT_STARTTLS => self.starttls(),
             _ => error(option, NBD_REP_ERR_UNSUP, "unknown option"),
         }
+    }
+
+    fn take(&mut self, option: u32, form: Form) -> Answer {
+        self.form = form;
+        Answer::Reply(ack(option))
     }
 
     /// proto.md, NOTLS mode; proto.md, FORCEDTLS mode.
@@ -185,8 +196,9 @@ impl Negotiation {
     fn select(&self, name: &str) -> Option<Negotiated> {
         let (index, export) = self.exports.find(name)?;
         // proto.md, Metadata querying: a context counts for the export that it was chosen for.
-        let meta_allocation = (self.structured && self.allocation == Some(index)).then_some(ALLOCATION_ID);
-        Some(Negotiated { index, export: Arc::clone(export), structured: self.structured, meta_allocation })
+        let meta_allocation =
+            (self.form.has_chunks() && self.allocation == Some(index)).then_some(ALLOCATION_ID);
+        Some(Negotiated { index, export: Arc::clone(export), form: self.form, meta_allocation })
     }
 
     fn wants_no_zeroes(&self) -> bool {
@@ -259,12 +271,13 @@ fn error(option: u32, kind: u32, message: &'static str) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use crate::nbd::testing::{FIXED, client, exports, option, parse_replies, run};
+    use crate::nbd::Form;
+    use crate::nbd::testing::{End, FIXED, client, exports, named, option, parse_replies, run};
     use crate::nbd::wire::*;
 
     #[test]
     fn options_without_data_refuse_data() {
-        for kind in [NBD_OPT_LIST, NBD_OPT_STRUCTURED_REPLY, NBD_OPT_STARTTLS] {
+        for kind in [NBD_OPT_LIST, NBD_OPT_STRUCTURED_REPLY, NBD_OPT_EXTENDED_HEADERS, NBD_OPT_STARTTLS] {
             for len in [1, 20_000, 1 << 20] {
                 let again = option(NBD_OPT_ABORT, b"");
                 let outcome = run(&exports(), &client(FIXED, &[option(kind, &vec![0; len]), again]));
@@ -279,6 +292,30 @@ mod tests {
     fn starttls_is_refused_by_policy() {
         let outcome = run(&exports(), &client(FIXED, &[option(NBD_OPT_STARTTLS, b"")]));
         assert_eq!(parse_replies(&outcome.output)[0].kind, NBD_REP_ERR_POLICY);
+    }
+
+    /// The form that a GO finds after these options, and the replies' types.
+    fn form_after(kinds: &[u32]) -> (Form, Vec<u32>) {
+        let mut options: Vec<_> = kinds.iter().map(|kind| option(*kind, b"")).collect();
+        options.push(option(NBD_OPT_GO, &named("disk", &[])));
+        let outcome = run(&exports(), &client(FIXED, &options));
+        let End::Ready(session) = outcome.end else { panic!("{:?}", outcome.end) };
+        let replies = parse_replies(&outcome.output);
+        (session.form, replies[..kinds.len()].iter().map(|r| r.kind).collect())
+    }
+
+    /// proto.md, Option types, `NBD_OPT_EXTENDED_HEADERS`: before or without structured replies, for good.
+    #[test]
+    fn extended_headers_take_precedence() {
+        const STRUCTURED: u32 = NBD_OPT_STRUCTURED_REPLY;
+        const EXTENDED: u32 = NBD_OPT_EXTENDED_HEADERS;
+        const REQD: u32 = NBD_REP_ERR_EXT_HEADER_REQD;
+        assert_eq!(form_after(&[]), (Form::Simple, vec![]));
+        assert_eq!(form_after(&[STRUCTURED]), (Form::Structured, vec![NBD_REP_ACK]));
+        assert_eq!(form_after(&[EXTENDED]), (Form::Extended, vec![NBD_REP_ACK]));
+        assert_eq!(form_after(&[STRUCTURED, EXTENDED]), (Form::Extended, vec![NBD_REP_ACK; 2]));
+        assert_eq!(form_after(&[EXTENDED, STRUCTURED]), (Form::Extended, vec![NBD_REP_ACK, REQD]));
+        assert_eq!(form_after(&[EXTENDED, EXTENDED]), (Form::Extended, vec![NBD_REP_ACK; 2]));
     }
 
     #[test]

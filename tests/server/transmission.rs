@@ -1,0 +1,146 @@
+//! The transmission phase: what is in flight at the same time, and how it ends.
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+
+use hostveil::nbd::Form;
+
+use crate::client::{Client, EIO, FORMS, NBD_CMD_DISC, NBD_CMD_FLUSH, NBD_CMD_READ};
+use crate::harness::Running;
+
+#[test]
+fn a_waiting_request_holds_up_no_other() {
+    let running = Running::start();
+    let mut slow = running.attach(Form::Simple);
+    // Teach the connection that this disk is slow, or its own thread would wait: a flush never runs there.
+    slow.request(NBD_CMD_READ, 0, 1, 0, 512);
+    slow.request(NBD_CMD_READ, 0, 2, 4096, 512);
+    let mut other = running.attach(Form::Simple);
+    assert!(other.read(4096, 512).is_ok());
+    running.open_gate();
+    let (first, _) = slow.outcome();
+    slow.data(512);
+    let (second, _) = slow.outcome();
+    slow.data(512);
+    assert_eq!(first + second, 3);
+}
+
+#[test]
+fn flushes_run_beside_reads_of_the_same_connection() {
+    for form in FORMS {
+        let running = Running::start();
+        let mut client = running.attach(form);
+        client.request(NBD_CMD_FLUSH, 0, 1, 0, 0);
+        client.request(NBD_CMD_READ, 0, 2, 4096, 4096);
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let (cookie, error) = client.outcome();
+            assert_eq!(error, 0);
+            if cookie == 2 && form == Form::Simple {
+                client.data(4096);
+            }
+            seen.push(cookie);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, [1, 2]);
+        assert_eq!(running.probe.flushes.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[test]
+fn a_fault_in_one_request_ends_its_connection_only() {
+    let running = Running::start();
+    let (mut unlucky, mut other) = (running.attach(Form::Simple), running.attach(Form::Simple));
+    unlucky.request(NBD_CMD_READ, 0, 1, 8192, 512);
+    assert!(unlucky.is_closed());
+    assert!(other.read(4096, 512).is_ok());
+}
+
+#[test]
+fn a_bad_sector_is_the_requests_error() {
+    let running = Running::start();
+    for form in FORMS {
+        let mut client = running.attach(form);
+        assert_eq!(client.read(16384, 512), Err(EIO));
+        assert!(client.read(4096, 512).is_ok());
+    }
+}
+
+#[test]
+fn many_large_replies_reach_a_client_that_reads_late() {
+    let running = Running::start();
+    let mut client = running.attach(Form::Simple);
+    for cookie in 0..40 {
+        client.request(NBD_CMD_READ, 0, cookie, 1 << 20, 1 << 20);
+    }
+    // The server must wait for this client without keeping others waiting.
+    assert!(running.attach(Form::Simple).read(4096, 512).is_ok());
+    for _ in 0..40 {
+        assert_eq!(client.outcome().1, 0);
+        client.data(1 << 20);
+    }
+}
+
+#[test]
+fn connections_above_the_limit_are_turned_away() {
+    let running = Running::start();
+    let attached: Vec<_> = (0..4).map(|_| running.attach(Form::Simple)).collect();
+    let mut fifth = UnixStream::connect(&running.socket).unwrap();
+    assert!(matches!(std::io::Read::read(&mut fifth, &mut [0; 1]), Ok(0) | Err(_)));
+    drop(attached);
+}
+
+#[test]
+fn stopping_finishes_what_is_in_flight_and_flushes() {
+    let mut running = Running::start();
+    let mut client = running.attach(Form::Simple);
+    client.write(0, 1, 4096, b"last");
+    assert_eq!(client.outcome(), (1, 0));
+    let idle = UnixStream::connect(&running.socket).unwrap();
+    running.stop().unwrap();
+    assert_eq!(&running.probe.data.lock().unwrap()[4096..4100], b"last");
+    assert!(running.probe.flushes.load(Ordering::Relaxed) >= 1);
+    assert!(!running.socket.exists(), "the socket's file goes with the server");
+    drop(idle);
+}
+
+#[test]
+fn a_disconnect_waits_for_what_is_in_flight() {
+    for form in FORMS {
+        let running = Running::start();
+        let mut client = running.attach(form);
+        client.write(0, 1, 4096, b"kept");
+        client.request(NBD_CMD_DISC, 0, 2, 0, 0);
+        assert_eq!(client.outcome(), (1, 0));
+        assert!(client.is_closed());
+        assert_eq!(&running.probe.data.lock().unwrap()[4096..4100], b"kept");
+    }
+}
+
+/// With two connections: what one has written, and the other flushes, is durable, since both reach one
+/// disk by one flush.
+#[test]
+fn a_flush_on_one_connection_is_the_others_too() {
+    let running = Running::start();
+    let (mut one, mut other) = (running.attach(Form::Simple), running.attach(Form::Extended));
+    one.write(0, 1, 4096, b"shared");
+    assert_eq!(one.outcome(), (1, 0));
+    other.request(NBD_CMD_FLUSH, 0, 2, 0, 0);
+    assert_eq!(other.outcome(), (2, 0));
+    assert_eq!(running.probe.flushes.load(Ordering::Relaxed), 1);
+    assert_eq!(&running.probe.data.lock().unwrap()[4096..4102], b"shared");
+}
+
+/// A client that sends nothing more may still read what it has asked for.
+#[test]
+fn a_client_that_only_listens_gets_its_replies() {
+    let running = Running::start();
+    let mut client = Client::attach(&running.socket, Form::Structured);
+    client.request(NBD_CMD_FLUSH, 0, 1, 0, 0);
+    client.request(NBD_CMD_READ, 0, 2, 4096, 512);
+    client.finish();
+    let mut cookies = [client.outcome().0, client.outcome().0];
+    cookies.sort_unstable();
+    assert_eq!(cookies, [1, 2]);
+    assert!(client.is_closed());
+}
