@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Makes fuzz/seeds anew: LUKS headers by cryptsetup, and what real NBD clients say to `hostveil serve`.
 
-Usage: fuzz/make-seeds.py [HOSTVEIL]
+Usage: fuzz/make-seeds.py [HOSTVEIL [TARGET...]]
 
-HOSTVEIL is the program to serve with (default: target/debug/hostveil). Needs cryptsetup, qemu-img,
-qemu-io, nbdinfo, nbdcopy and nbdsh. The result differs from run to run in salts, UUIDs and cookies.
+HOSTVEIL is the program to serve with (default: target/debug/hostveil). Without targets all are made that
+are made here; the others' seeds are written by hand. Needs cryptsetup, qemu-img, qemu-io, nbdinfo, nbdcopy
+and nbdsh. The result differs from run to run in salts, UUIDs and cookies.
 """
 
 import json
@@ -23,6 +24,8 @@ HOSTVEIL = sys.argv[1] if len(sys.argv) > 1 else str(FUZZ.parent / "target/debug
 # Longer recordings are cut off: what follows is more of the same.
 LONGEST = 2 << 10
 GO, EXPORT_NAME = 7, 1
+TARGETS = ["nbd_handshake", "nbd_transmission", "luks1_header", "luks2_header", "luks2_json", "recovery_key"]
+WANTED = sys.argv[2:] or TARGETS
 
 
 def run(*command, check=True, **options):
@@ -37,6 +40,8 @@ def run(*command, check=True, **options):
 
 
 def seed(target, name, content):
+    if target not in WANTED:
+        return
     (SEEDS / target).mkdir(parents=True, exist_ok=True)
     (SEEDS / target / name).write_bytes(content)
 
@@ -182,11 +187,15 @@ def session_seed(name, said):
     end = handshake_len(said)
     # Settings: listing on; all at once, and in pieces.
     seed("nbd_handshake", name, b"\x01\x00" + said[:LONGEST])
+    # The same by TLS: client flags and STARTTLS in plaintext, the rest after it; all at once it ends there.
+    starttls = b"IHAVEOPT" + (5).to_bytes(4) + bytes(4)
+    seed("nbd_handshake", f"{name}-by-tls", b"\x05\x02" + said[:4] + starttls + said[4:LONGEST])
     requests = said[end:]
     if requests:
         structured = b"IHAVEOPT\x00\x00\x00\x08" in said[:end]
+        extended = b"IHAVEOPT\x00\x00\x00\x0b" in said[:end]
         # Settings: a writable export of 1 MiB with a context; three extents.
-        settings = 0b11 if structured else 0
+        settings = 0b100010 if extended else 0b11 if structured else 0
         extents = b"\x03" + b"".join(bytes([state]) + length.to_bytes(8) for state, length in ((3, 65536), (0, 16384), (3, 966656)))
         seed("nbd_transmission", name, bytes([settings]) + extents + requests[:LONGEST])
 
@@ -309,11 +318,12 @@ def recovery_key_seeds():
 
 
 def main():
-    shutil.rmtree(SEEDS, ignore_errors=True)
+    for target in WANTED:
+        shutil.rmtree(SEEDS / target, ignore_errors=True)
     with tempfile.TemporaryDirectory() as dir:
-        nbd_seeds(Path(dir))
-        luks1_seeds(Path(dir))
-        luks2_seeds(Path(dir))
+        for prefix, make in (("nbd", nbd_seeds), ("luks1", luks1_seeds), ("luks2", luks2_seeds)):
+            if any(target.startswith(prefix) for target in WANTED):
+                make(Path(dir))
     recovery_key_seeds()
 
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::anchor::{AnchorAddress, AnchorMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::KeySource;
 use crate::net::Address;
@@ -64,6 +65,10 @@ pub struct ExportConfig {
     pub uuid: Option<Uuid>,
     /// Refuse a header that the volume key does not vouch for.
     pub require_authenticated_header: bool,
+    /// Where a sealed volume's anchor is.
+    pub anchor: Option<AnchorAddress>,
+    /// How that anchor must guard it.
+    pub anchor_mode: Option<AnchorMode>,
     /// Unix sockets of its own: it is offered there, and there alone.
     pub sockets: Vec<PathBuf>,
     /// Whom it is for.
@@ -220,6 +225,8 @@ struct Export {
     uuid: Option<Uuid>,
     #[serde(default)]
     require_authenticated_header: bool,
+    anchor: Option<String>,
+    anchor_mode: Option<AnchorMode>,
     #[serde(default)]
     sockets: Vec<PathBuf>,
     #[serde(default)]
@@ -254,6 +261,10 @@ impl Export {
             (None, credential) => credential.map(KeySource::Credential),
         };
         let socket = |path: PathBuf| absolute(&directory.join(path));
+        let anchor = |text: String| match text.parse::<AnchorAddress>() {
+            Ok(address) => Ok(address.within(directory)),
+            Err(what) => Err(invalid(what)),
+        };
         Ok(ExportConfig {
             place: Place {
                 disk: directory.join(self.disk),
@@ -268,6 +279,8 @@ impl Export {
             kind: self.kind,
             uuid: self.uuid,
             require_authenticated_header: self.require_authenticated_header,
+            anchor: self.anchor.map(anchor).transpose()?,
+            anchor_mode: self.anchor_mode,
             sockets: self.sockets.into_iter().map(socket).collect::<Result<_>>()?,
             clients: self.clients.iter().map(|text| text.parse()).collect::<Result<_>>()?,
             name: self.name,

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use hostveil::backing::{Backing, MemoryBacking};
 use hostveil::block::{BufferPool, ByteGranular, Disk, Durability, Zeroing};
-use hostveil::crypto::{CostLimits, Hash, KdfAlgorithm};
+use hostveil::crypto::{CostLimits, Hash, KdfAlgorithm, Suite};
 use hostveil::env::{OsEntropy, Silent};
 use hostveil::error::ErrorKind;
 use hostveil::luks;
-use hostveil::secret::{Passphrase, SecretBytes};
+use hostveil::sealed;
+use hostveil::secret::{Passphrase, SecretBytes, VolumeKey};
 use hostveil::units::{BlockSize, ByteCount, ByteOffset};
 
 const SIZE: u64 = 8 << 20;
@@ -215,6 +216,46 @@ fn luks_case(sector_size: BlockSize, discard: luks::DiscardPolicy) -> Case {
         Disk::new(ByteGranular::new(Disk::new(device), opened.clone()))
     };
     Case { pool, open: Box::new(open) }
+}
+
+/// A sealed volume in memory. `parameters` decide how often it checkpoints: with a small journal, all
+/// the time.
+fn sealed_case(suite: Suite, parameters: sealed::Parameters) -> Case {
+    let store: Arc<dyn Backing> = Arc::new(MemoryBacking::new(parameters.store_size().unwrap()));
+    let keys = move || {
+        let volume = sealed::VolumeId { uuid: uuid::Uuid::from_bytes([7; 16]), suite };
+        let key = VolumeKey::new(SecretBytes::copy_of(&[0x42; 32]).unwrap());
+        sealed::KeySchedule::new(volume, &key).unwrap()
+    };
+    let header = sealed::HeaderPin { sequence: 1, digest: [3; 32] };
+    sealed::format_volume(&store, keys(), header, parameters, None, &OsEntropy).unwrap();
+    let pool = BufferPool::new(1 << 20);
+    let opened = pool.clone();
+    let open = move |read_only| {
+        let options = sealed::MountOptions { read_only, header, anchor: None, limits: None, clocks: (1, 2) };
+        let device = sealed::Device::mount(&store, keys(), &options, &OsEntropy).unwrap();
+        Disk::new(ByteGranular::new(Disk::new(device), opened.clone()))
+    };
+    Case { pool, open: Box::new(open) }
+}
+
+#[test]
+fn sealed_volumes_of_each_suite() {
+    for suite in Suite::ALL {
+        conforms(&sealed_case(suite, sealed::Parameters::for_volume(SIZE / 4096, 8)));
+    }
+}
+
+#[test]
+fn sealed_with_hardly_any_room() {
+    let parameters = sealed::Parameters {
+        logical_blocks: SIZE / 4096,
+        group_shift: 9,
+        group_spare: 3,
+        journal_blocks: 8,
+        epochs: 64,
+    };
+    conforms(&sealed_case(Suite::Aes256Gcm, parameters));
 }
 
 #[test]

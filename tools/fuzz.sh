@@ -34,6 +34,7 @@ longest() {
         nbd_handshake) echo 20000 ;;
         nbd_transmission) echo 4096 ;;
         recovery_key) echo 256 ;;
+        sealed_header) echo 8193 ;;
         *) echo "tools/fuzz.sh: there is no target $1" >&2; return 1 ;;
     esac
 }

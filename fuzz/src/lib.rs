@@ -13,6 +13,7 @@ mod luks2;
 mod nbd_handshake;
 mod nbd_transmission;
 mod recovery_key;
+mod sealed_header;
 
 pub use config::config;
 pub use luks1::luks1_header;
@@ -20,12 +21,13 @@ pub use luks2::{luks2_header, luks2_json};
 pub use nbd_handshake::nbd_handshake;
 pub use nbd_transmission::nbd_transmission;
 pub use recovery_key::recovery_key;
+pub use sealed_header::sealed_header;
 
 /// A target by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("config", config),
     ("nbd_handshake", nbd_handshake),
     ("nbd_transmission", nbd_transmission),
@@ -33,4 +35,5 @@ pub const TARGETS: [Target; 7] = [
     ("luks2_header", luks2_header),
     ("luks2_json", luks2_json),
     ("recovery_key", recovery_key),
+    ("sealed_header", sealed_header),
 ];

@@ -40,8 +40,8 @@ pub fn nbd_handshake(data: &[u8]) {
     let mut input = Input::new(data);
     let (settings, seed) = (input.byte(), input.byte());
     let stream = input.rest();
-    let whole = Run::new(settings).run(stream, std::iter::once(stream.len()));
-    let cut = Run::new(settings).run(stream, pieces(seed));
+    let whole = Run::new(settings, false).run(stream, std::iter::once(stream.len()));
+    let cut = Run::new(settings, true).run(stream, pieces(seed));
     // What has arrived behind STARTTLS ends the connection, and so that one option depends on the pieces.
     if settings & TLS == 0 {
         assert_eq!(whole, cut, "output depends on how input is cut");
@@ -125,19 +125,21 @@ struct Run {
     secured: Arc<Exports>,
     /// Whether nothing may be told yet.
     tls_awaited: bool,
+    /// Whether the client waits for the answer to STARTTLS: until then its bytes arrive one by one.
+    patient: bool,
     stopping: bool,
     answers: u32,
 }
 
 impl Run {
-    fn new(settings: u8) -> Self {
+    fn new(settings: u8, patient: bool) -> Self {
         let mut exports = exports();
         exports.listing = settings & LISTING != 0;
         let alone = settings & DEFAULT_ALONE != 0;
         let secured = exports.visible(|_, export| export.name().is_empty() || !alone);
         let (exports, secured) = (Arc::new(exports), Arc::new(secured));
         let (tls_awaited, stopping) = (settings & TLS != 0, settings & STOPPING != 0);
-        Self { exports, secured, tls_awaited, stopping, answers: 0 }
+        Self { exports, secured, tls_awaited, patient, stopping, answers: 0 }
     }
 
     fn start(&self) -> (Handshake, Vec<u8>) {
@@ -173,7 +175,11 @@ impl Run {
                         return Outcome { output, end: End::NeedMore(consumed) };
                     }
                     state = same;
-                    arrived = (arrived + pieces.next().unwrap_or(input.len())).min(input.len());
+                    let piece = match self.tls_awaited && self.patient {
+                        true => 1,
+                        false => pieces.next().unwrap_or(input.len()),
+                    };
+                    arrived = (arrived + piece).min(input.len());
                 }
                 Step::Reply { state: next, consumed: now, bytes } => {
                     assert!(now > 0 && now <= buffered.len(), "consumes {now} of {}", buffered.len());

@@ -182,11 +182,8 @@ impl Sent {
 
     /// Bytes that follow.
     fn payload(&self) -> u64 {
-        let has_payload = match self.form {
-            Form::Extended => self.flags & PAYLOAD_LEN != 0,
-            _ => self.kind == NBD_CMD_WRITE,
-        };
-        if has_payload { self.len } else { 0 }
+        let announced = self.form == Form::Extended && self.flags & PAYLOAD_LEN != 0;
+        if announced || self.kind == NBD_CMD_WRITE { self.len } else { 0 }
     }
 
     fn is_overlong(&self) -> bool {
@@ -216,7 +213,6 @@ impl Sent {
         let tells = session.meta_allocation.is_some() && self.len > 0 && !self.names_nothing;
         known
             && self.flags & !flags == 0
-            && (!extended_write || self.flags & PAYLOAD_LEN != 0)
             && (in_range || self.kind == NBD_CMD_FLUSH)
             && !(self.writes() && session.export.read_only())
             && !(payload && self.is_overlong())

@@ -16,9 +16,11 @@ mod record;
 mod session;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+
+use serde::Deserialize;
 
 use crate::error::Result;
 
@@ -27,7 +29,8 @@ pub use record::{AnchorMac, RECORD_LEN, Record, SignedRecord};
 pub use session::Session;
 
 /// How an anchor guards a volume; chosen when it is made, and in its header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u32)]
 pub enum AnchorMode {
     /// Not at all: the host can put back the volume as it was at any time.
@@ -102,6 +105,21 @@ pub enum AnchorAddress {
 }
 
 impl AnchorAddress {
+    /// The same, where a relative path starts at `directory`.
+    #[must_use]
+    pub fn within(self, directory: &Path) -> Self {
+        match self {
+            Self::File(path) => Self::File(directory.join(path)),
+        }
+    }
+
+    /// The directory in which an update changes files.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let Self::File(path) = self;
+        let parent = path.parent()?;
+        Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+    }
+
     /// The anchor there.
     ///
     /// # Errors

@@ -127,26 +127,35 @@ impl Record {
     /// [`ErrorKind::StaleVolume`] if it is not: the volume was put back to an earlier state, or went on
     /// from one.
     pub fn check(&self, generation: u64, tag_at_sequence: Option<[u8; TAG_LEN]>) -> Result<()> {
-        let what = if generation < self.generation {
-            format!(
-                "its superblock has generation {generation}, and generation {} was anchored",
-                self.generation
-            )
-        } else {
-            match tag_at_sequence {
-                Some(tag) if tag == self.tag => return Ok(()),
-                Some(_) => {
-                    format!("its journal went another way at block {}, which was anchored", self.sequence)
-                }
-                None => format!("its journal lacks block {}, which was anchored", self.sequence),
-            }
-        };
-        Err(Error::new(
-            ErrorKind::StaleVolume,
-            format!("the volume was put back to an earlier state: {what}"),
-        )
-        .hint("if you restored it yourself, see 'hostveil accept-restore --help'"))
+        self.check_generation(generation)?;
+        match tag_at_sequence {
+            Some(tag) if tag == self.tag => Ok(()),
+            Some(_) => Err(stale(&format!(
+                "its journal went another way at block {}, which was anchored",
+                self.sequence
+            ))),
+            None => Err(stale(&format!("its journal lacks block {}, which was anchored", self.sequence))),
+        }
     }
+
+    /// The part of [`Self::check`] that needs no journal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::StaleVolume`] for a superblock of an earlier generation.
+    pub fn check_generation(&self, generation: u64) -> Result<()> {
+        if generation >= self.generation {
+            return Ok(());
+        }
+        Err(stale(&format!(
+            "its superblock has generation {generation}, and generation {} was anchored",
+            self.generation
+        )))
+    }
+}
+
+fn stale(what: &str) -> Error {
+    Error::new(ErrorKind::StaleVolume, format!("the volume was put back to an earlier state: {what}"))
+        .hint("if you restored it yourself, see 'hostveil accept-restore --help'")
 }
 
 impl fmt::Display for Record {

@@ -66,8 +66,14 @@ impl Session {
     /// [`ErrorKind::AnchorMismatch`] when somebody else has moved it, or what else the keeper reports;
     /// from then on always. [`ErrorKind::InvalidInput`] for a record that would go back.
     pub fn advance(&self, to: Record) -> Result<()> {
+        self.advance_with(|_| to)
+    }
+
+    /// [`Self::advance`] to what `next` makes of the record that is kept, which nobody moves meanwhile.
+    pub fn advance_with(&self, next: impl FnOnce(Record) -> Record) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, _) = state.last;
+        let to = next(last);
         if (to.uuid, to.generation.min(last.generation), to.sequence.min(last.sequence))
             != (last.uuid, last.generation, last.sequence)
         {

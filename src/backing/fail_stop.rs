@@ -71,6 +71,10 @@ impl<B: Backing> Backing for FailStop<B> {
         self.check()
     }
 
+    fn drop_cache(&self) -> Result<()> {
+        self.inner.drop_cache()
+    }
+
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
         self.check()?;
         self.inner.punch(at, len)

@@ -189,6 +189,11 @@ impl Backing for FileBacking {
         self.file.sync_data().map_err(|e| Error::io(format!("syncing {} failed", self.path.display()), e))
     }
 
+    fn drop_cache(&self) -> Result<()> {
+        rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
+            .map_err(|e| Error::io(format!("cannot drop what is cached of {}", self.path.display()), e))
+    }
+
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
         if self.punch_hole(at, len)? { Ok(()) } else { self.overwrite_with_zeroes(at, len) }
     }

@@ -45,6 +45,13 @@ pub trait Backing: Send + Sync {
     /// Makes every write that has returned durable (`fdatasync`).
     fn sync(&self) -> Result<()>;
 
+    /// Forgets what is cached of the store, so that reads show what is on the medium: after a write-back
+    /// failed, a cache may go on showing what the medium does not have. Whoever calls it has just synced.
+    /// The default is for stores without a cache.
+    fn drop_cache(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives the space of a range back; it reads as zeroes afterwards.
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()>;
 

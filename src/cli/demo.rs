@@ -18,7 +18,7 @@ use crate::secret::{Passphrase, SecretBytes};
 use crate::serve::{Access, Front, Offer, Options, Server, Service};
 use crate::units::{BlockSize, ByteCount};
 use crate::volume::{
-    self, CreateOptions, DiscardPolicy, Located, OpenOptions, Place, Target, Volume, VolumeType,
+    self, CreateOptions, DiscardPolicy, Format, Located, OpenOptions, Place, Target, Volume, VolumeType,
 };
 
 use super::attach::Attachment;
@@ -82,15 +82,15 @@ fn open_options() -> OpenOptions {
         uuid: None,
         limits: CostLimits::of_this_machine(),
         require_authenticated_header: true,
+        anchor: None,
+        anchor_mode: None,
     }
 }
 
 fn format(image: &Path, passphrase: &Passphrase) -> Result<()> {
     let options = CreateOptions {
-        kind: VolumeType::Luks,
+        format: Format::Luks { sector_size: BlockSize::B4096, label: "demo".into() },
         size: Some(SIZE),
-        sector_size: BlockSize::B4096,
-        label: "demo".into(),
         pbkdf: luks::Pbkdf::Argon2id,
         preallocate: false,
         force: false,

@@ -25,7 +25,8 @@ Exit codes (1 to 5 as in cryptsetup):
   1    wrong arguments, or an operation that is refused
   2    no key slot opens with this passphrase or key file
   3    not enough memory
-  4    wrong device or file: missing, no volume, a damaged header, too short
+  4    wrong device or file: missing, no volume, a damaged header, too short,
+       changed by others, older than its anchor
   5    busy or in the way: in use by another program, or it exists already
   6    the system reported an error while reading, writing or listening
   130  interrupted

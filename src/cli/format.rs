@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::anchor::{AnchorAddress, AnchorMode};
+use crate::crypto::Suite;
 use crate::env::OsEntropy;
+use crate::error::{Error, ErrorKind};
 use crate::units::{BlockSize, ByteCount};
-use crate::volume::{self, CreateOptions, Place, Target, VolumeType};
+use crate::volume::{self, CreateOptions, Format, Place, SealedFormat, Target, VolumeType};
 
 use super::attach::shell_quoted;
 use super::key::PbkdfArgs;
@@ -19,7 +22,8 @@ use super::prompt::KeyArgs;
 #[command(after_help = "Examples:\n  \
     hostveil format --size 20G disk.img                     asks twice for a passphrase\n  \
     hostveil format --size 20G --key-file vm.key disk.img   a key file from hostveil-keygen\n  \
-    hostveil format --key-file vm.key /dev/vg0/vm           the whole block device\n\n\
+    hostveil format --key-file vm.key /dev/vg0/vm           the whole block device\n  \
+    hostveil format --type sealed --anchor file:vm.anchor --size 20G --key-file vm.key disk.img\n\n\
     A new file appears under its name only when it is whole: an interrupted format leaves nothing.")]
 pub(super) struct Args {
     /// The file to make, or the block device to use
@@ -33,26 +37,45 @@ pub(super) struct Args {
     #[arg(long = "type", value_enum, default_value_t = TypeArg::Luks)]
     kind: TypeArg,
 
-    /// The size that the guest sees, for example 20G; the file is 16 MiB larger. May be left out for
-    /// a block device
+    /// The size that the guest sees, for example 20G; the file is larger, by 16 MiB for a LUKS volume and
+    /// by about a tenth for a sealed one. May be left out for a block device
     #[arg(long)]
     size: Option<ByteCount>,
 
     #[command(flatten)]
     key: KeyArgs,
 
-    /// The encryption unit in bytes: 4096 is faster, 512 suits guests that write single sectors
-    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_sector_size)]
-    sector_size: BlockSize,
+    /// LUKS: the encryption unit in bytes [default: 4096]. 4096 is faster, 512 suits guests that write
+    /// single sectors
+    #[arg(long, value_name = "BYTES", value_parser = parse_sector_size)]
+    sector_size: Option<BlockSize>,
 
-    /// A label, stored in clear, up to 47 bytes
-    #[arg(long, default_value = "")]
-    label: String,
+    /// LUKS: a label, stored in clear, up to 47 bytes
+    #[arg(long)]
+    label: Option<String>,
+
+    /// Sealed: what blocks are sealed with, aes-256-gcm, aes-256-gcm-siv or aegis-256x4 [default: aes-256-gcm]
+    #[arg(long)]
+    suite: Option<Suite>,
+
+    /// Sealed: how much more room for data there is than the guest sees [default: 8%]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    spare: Option<u32>,
+
+    /// Sealed: keep the volume's latest state here, so that an older one is refused: none, or file:PATH, best
+    /// on another machine [default: none]
+    #[arg(long, value_name = "ANCHOR", value_parser = parse_anchor)]
+    anchor: Option<AnchorChoice>,
+
+    /// Sealed: when the anchor follows [default: strict]
+    #[arg(long, value_enum)]
+    anchor_mode: Option<AnchorModeArg>,
 
     #[command(flatten)]
     pbkdf: PbkdfArgs,
 
-    /// Reserve the whole file's space now
+    /// Reserve the whole file's space now; of a sealed volume, write it once too, which makes later flushes
+    /// faster
     #[arg(long)]
     preallocate: bool,
 
@@ -69,12 +92,51 @@ pub(super) struct Args {
 pub(super) enum TypeArg {
     /// AES-256-XTS, readable by cryptsetup: confidential, not authenticated
     Luks,
+    /// Confidential and authenticated: what was changed by others is an error
+    Sealed,
+}
+
+/// When an anchor follows.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum AnchorModeArg {
+    /// Before each flush is acknowledged: nothing that was acknowledged can be taken back
+    Strict,
+    /// Every second: the last seconds can be taken back
+    Lazy,
+}
+
+impl From<AnchorModeArg> for AnchorMode {
+    fn from(mode: AnchorModeArg) -> Self {
+        match mode {
+            AnchorModeArg::Strict => Self::Strict,
+            AnchorModeArg::Lazy => Self::Lazy,
+        }
+    }
+}
+
+/// An anchor, or none.
+#[derive(Clone, Debug)]
+struct AnchorChoice(Option<AnchorAddress>);
+
+fn parse_anchor(text: &str) -> Result<AnchorChoice, String> {
+    match text {
+        "none" => Ok(AnchorChoice(None)),
+        address => address.parse().map(|address| AnchorChoice(Some(address))),
+    }
+}
+
+fn parse_percent(text: &str) -> Result<u32, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err("must be 1% to 100%".to_owned()),
+    }
 }
 
 impl From<TypeArg> for VolumeType {
     fn from(kind: TypeArg) -> Self {
         match kind {
             TypeArg::Luks => Self::Luks,
+            TypeArg::Sealed => Self::Sealed,
         }
     }
 }
@@ -87,12 +149,60 @@ fn parse_sector_size(text: &str) -> Result<BlockSize, String> {
     }
 }
 
-pub(super) fn run(args: Args) -> Result<()> {
+impl Args {
+    /// The format with what is particular to it; what is particular to the other one is refused.
+    fn format(&self) -> Result<Format, Error> {
+        let only_for = |kind: &str, given: &[(bool, &str)]| {
+            given.iter().find(|(given, _)| *given).map_or(Ok(()), |(_, name)| {
+                let what = format!("{name} is for {kind} volumes only");
+                Err(Error::new(ErrorKind::InvalidInput, what))
+            })
+        };
+        match self.kind {
+            TypeArg::Luks => {
+                only_for(
+                    "sealed",
+                    &[
+                        (self.suite.is_some(), "--suite"),
+                        (self.spare.is_some(), "--spare"),
+                        (self.anchor.is_some(), "--anchor"),
+                        (self.anchor_mode.is_some(), "--anchor-mode"),
+                    ],
+                )?;
+                Ok(Format::Luks {
+                    sector_size: self.sector_size.unwrap_or(BlockSize::B4096),
+                    label: self.label.clone().unwrap_or_default(),
+                })
+            }
+            TypeArg::Sealed => {
+                only_for(
+                    "LUKS",
+                    &[(self.sector_size.is_some(), "--sector-size"), (self.label.is_some(), "--label")],
+                )?;
+                Ok(Format::Sealed(self.sealed()?))
+            }
+        }
+    }
+
+    fn sealed(&self) -> Result<SealedFormat, Error> {
+        let default = SealedFormat::default();
+        let mode = self.anchor_mode.map_or(AnchorMode::Strict, Into::into);
+        let anchor = self.anchor.as_ref().and_then(|choice| choice.0.clone());
+        if self.anchor_mode.is_some() && anchor.is_none() {
+            return Err(Error::new(ErrorKind::InvalidInput, "--anchor-mode needs --anchor file:PATH"));
+        }
+        Ok(SealedFormat {
+            suite: self.suite.unwrap_or(default.suite),
+            spare_percent: self.spare.unwrap_or(default.spare_percent),
+            anchor: anchor.map(|anchor| (anchor, mode)),
+        })
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
     let options = CreateOptions {
-        kind: args.kind.into(),
+        format: args.format()?,
         size: args.size,
-        sector_size: args.sector_size,
-        label: args.label,
         pbkdf: args.pbkdf.choice(),
         preallocate: args.preallocate,
         force: args.force,
@@ -111,13 +221,18 @@ pub(super) fn run(args: Args) -> Result<()> {
             |name: &str, path: &Path| format!(" {name} {}", shell_quoted(&path.display().to_string()));
         let key = args.key.file().map(|file| option("--key-file", file)).unwrap_or_default();
         let header = args.header.as_deref().map(|file| option("--header", file)).unwrap_or_default();
+        let anchor = args.anchor.as_ref().and_then(|choice| choice.0.as_ref());
+        let named = anchor.map(|anchor| format!(" --anchor {}", shell_quoted(&anchor.to_string())));
         format!(
             "Made a {} volume of {}, UUID {}.\n\
              Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.\n\
-             Next:  hostveil serve{key}{header} {}\n",
+             {}Next:  hostveil serve --type {}{key}{header}{} {}\n",
             made.kind,
             ByteCount(made.size),
             made.uuid,
+            anchor.map_or("", |_| "Lose its anchor, and nobody can tell whether the volume is the latest.\n"),
+            made.kind,
+            named.unwrap_or_default(),
             shell_quoted(&args.disk.display().to_string())
         )
     };

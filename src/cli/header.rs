@@ -89,10 +89,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn backup(args: &BackupArgs) -> Result<String> {
-    let managed = Managed::at(&args.place.place(), Access::ReadOnly, &args.limits.limits())?;
+    let managed = Managed::at(&args.place.place(), Access::ReadOnly, &args.limits.limits(), None)?;
     let bytes = managed.backup()?;
     write_new(&args.output, &bytes)?;
-    Ok(format!("Wrote the header of volume {} to {}.\n", managed.header().uuid(), args.output.display()))
+    Ok(format!("Wrote the header of volume {} to {}.\n", managed.uuid(), args.output.display()))
 }
 
 /// Writes a file that must not exist, for its owner alone, durably; removes it again on failure.
@@ -126,9 +126,9 @@ fn read_backup(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn repair(args: &KeyedArgs) -> Result<String> {
-    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
-    managed.unlock(&args.key.existing(&args.place.name())?, None)?;
-    Ok(match managed.repair(&OsEntropy)? {
+    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits(), None)?;
+    let mut unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
+    Ok(match managed.repair(&mut unlocked, &OsEntropy)? {
         Repaired::Nothing => "Both copies of the header are whole; nothing was changed.\n",
         Repaired::First => "Rewrote the first copy of the header from the second.\n",
         Repaired::Second => "Rewrote the second copy of the header from the first.\n",
@@ -137,7 +137,7 @@ fn repair(args: &KeyedArgs) -> Result<String> {
 }
 
 fn authenticate(args: &KeyedArgs) -> Result<String> {
-    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
+    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits(), None)?;
     let unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
     Ok(match managed.authenticate(&unlocked, &OsEntropy)? {
         true => "The header is bound to the volume key from now on, as it is now.\n",

@@ -7,9 +7,9 @@ use crate::backing::Access;
 use crate::env::OsEntropy;
 use crate::error::{Error, ErrorKind};
 use crate::luks::{NewSlot, Pbkdf, SlotEntry};
-use crate::volume::Managed;
+use crate::volume::{Managed, Slots};
 
-use super::place::{LimitArgs, PlaceArgs};
+use super::place::{AnchorArgs, LimitArgs, PlaceArgs};
 use super::progress::Bar;
 use super::prompt::{KeyArgs, NewKeyArgs};
 
@@ -21,7 +21,7 @@ use super::prompt::{KeyArgs, NewKeyArgs};
     hostveil key change --key-file vm.key disk.img\n  \
     hostveil key remove --slot 1 --key-file vm.key disk.img\n\n\
     Interrupted at any point, the old or the new key opens the volume. A key that was removed still opens\n\
-    an older copy of the disk: the volume key never changes. Stop the server before changing keys.")]
+    an older copy of the disk: the volume key never changes; a sealed volume with an anchor refuses such a copy. Stop the server before changing keys.")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -59,10 +59,12 @@ struct AddArgs {
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
+    anchor: AnchorArgs,
+    #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
     new_key: NewKeyArgs,
-    /// Use this key slot, 0 to 31 [default: the first free one]
+    /// Use this key slot: 0 to 31, of a sealed volume 0 to 7 [default: the first free one]
     #[arg(long, value_name = "NUMBER")]
     slot: Option<u32>,
     #[command(flatten)]
@@ -75,6 +77,8 @@ struct RemoveArgs {
     place: PlaceArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// Remove this key slot, whoever's it is; the key that is given must open another one
@@ -91,6 +95,8 @@ struct ChangeArgs {
     place: PlaceArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
@@ -149,30 +155,42 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn list(args: &ListArgs) -> Result<String> {
-    let managed = Managed::at(&args.place.place(), Access::ReadOnly, &args.limits.limits())?;
+    let managed = Managed::at(&args.place.place(), Access::ReadOnly, &args.limits.limits(), None)?;
     let slots = managed.slots()?;
     if args.json {
         return Ok(format!("{}\n", serde_json::to_string(&slots)?));
     }
-    let line = |slot: &SlotEntry| {
+    let luks = |slot: &SlotEntry| {
         let unbound = if slot.holds_volume_key { "" } else { ", does not hold the volume key" };
         let about = &slot.description;
         format!("{:>2}  {}, priority {}{unbound}\n", about.number, about.kdf, about.priority)
     };
-    Ok(slots.iter().map(line).collect())
+    Ok(match &slots {
+        Slots::Luks(slots) => slots.iter().map(luks).collect(),
+        Slots::Sealed(slots) => slots
+            .iter()
+            .map(|slot| format!("{:>2}  {}\n", slot.number, slot.kdf))
+            .collect::<Vec<_>>()
+            .concat(),
+    })
+}
+
+/// A volume whose header is to change.
+fn managed(place: &PlaceArgs, limits: &LimitArgs, anchor: &AnchorArgs) -> Result<Managed, Error> {
+    Managed::at(&place.place(), Access::ReadWrite, &limits.limits(), anchor.anchor.clone())
 }
 
 fn add(args: &AddArgs) -> Result<String> {
-    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
-    let unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
+    let mut managed = managed(&args.place, &args.limits, &args.anchor)?;
+    let mut unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
     let passphrase = args.new_key.new_key(&args.place.name())?;
     let new = NewSlot { passphrase: &passphrase, pbkdf: args.pbkdf.choice(), number: args.slot };
-    let number = managed.add(&unlocked, &new, &OsEntropy, &Bar::new()?)?;
+    let number = managed.add(&mut unlocked, &new, &OsEntropy, &Bar::new()?)?;
     Ok(format!("Added key slot {number}.\n"))
 }
 
 fn remove(args: &RemoveArgs) -> Result<String> {
-    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
+    let mut managed = managed(&args.place, &args.limits, &args.anchor)?;
     if args.erase_all {
         confirm_erasure(&args.place.name())?;
         managed.erase_all(&OsEntropy, &Bar::new()?)?;
@@ -180,10 +198,11 @@ fn remove(args: &RemoveArgs) -> Result<String> {
             "Removed every key slot. Only a backup of the header can bring the data back.\n".to_owned()
         );
     }
-    let opened = opened_slot(&managed.unlock(&args.key.existing(&args.place.name())?, None)?)?;
+    let mut unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
+    let opened = unlocked.key_slot()?;
     let number = match args.slot {
         // Whoever removes by number shows that somebody else can still open the volume.
-        Some(number) if number == opened && managed.slots()?.len() > 1 => {
+        Some(number) if number == opened && managed.slots()?.count() > 1 => {
             let what = format!("the key that was given opens key slot {number} itself");
             let error = Error::new(ErrorKind::InvalidInput, what);
             return Err(error.hint("give a key that is to remain, or leave --slot out").into());
@@ -191,7 +210,7 @@ fn remove(args: &RemoveArgs) -> Result<String> {
         Some(number) => number,
         None => opened,
     };
-    managed.remove(number, &OsEntropy, &Bar::new()?)?;
+    managed.remove(&mut unlocked, number, &OsEntropy, &Bar::new()?)?;
     Ok(format!("Removed key slot {number}.\n"))
 }
 
@@ -211,19 +230,15 @@ fn confirm_erasure(name: &str) -> Result<()> {
 }
 
 fn change(args: &ChangeArgs) -> Result<String> {
-    let mut managed = Managed::at(&args.place.place(), Access::ReadWrite, &args.limits.limits())?;
-    let unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
+    let mut managed = managed(&args.place, &args.limits, &args.anchor)?;
+    let mut unlocked = managed.unlock(&args.key.existing(&args.place.name())?, None)?;
     let passphrase = args.new_key.new_key(&args.place.name())?;
-    managed.change(&unlocked, (&passphrase, args.pbkdf.choice()), &OsEntropy, &Bar::new()?)?;
-    Ok(format!("Changed key slot {}.\n", opened_slot(&unlocked)?))
+    managed.change(&mut unlocked, (&passphrase, args.pbkdf.choice()), &OsEntropy, &Bar::new()?)?;
+    Ok(format!("Changed key slot {}.\n", unlocked.key_slot()?))
 }
 
 fn test(args: &TestArgs) -> Result<String> {
-    let managed = Managed::at(&args.place.place(), Access::ReadOnly, &args.limits.limits())?;
+    let managed = Managed::at(&args.place.place(), Access::ReadOnly, &args.limits.limits(), None)?;
     let unlocked = managed.unlock(&args.key.existing(&args.place.name())?, args.slot)?;
-    Ok(format!("This key opens key slot {}.\n", opened_slot(&unlocked)?))
-}
-
-fn opened_slot(unlocked: &crate::luks::Unlocked) -> Result<u32, Error> {
-    unlocked.key_slot().ok_or_else(|| Error::new(ErrorKind::WrongKey, "no key slot was opened"))
+    Ok(format!("This key opens key slot {}.\n", unlocked.key_slot()?))
 }

@@ -1,10 +1,13 @@
 //! The command line: arguments, prompts, progress bars, messages and exit codes. The only room where
 //! `anyhow` lives.
 
+mod accept_restore;
 mod attach;
+mod check;
 mod demo;
 mod exit;
 mod format;
+mod grow;
 mod header;
 mod inspect;
 mod key;
@@ -51,6 +54,9 @@ enum Command {
     Inspect(inspect::Args),
     Key(key::Args),
     Header(header::Args),
+    AcceptRestore(accept_restore::Args),
+    Check(check::Args),
+    Grow(grow::Args),
     Demo(demo::Args),
 }
 
@@ -69,7 +75,10 @@ pub fn run() -> ExitCode {
     };
     start_log(cli.verbose, &cli.command);
     let result = match cli.command {
-        Command::Format(args) => format::run(args),
+        Command::AcceptRestore(args) => accept_restore::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Grow(args) => grow::run(&args),
+        Command::Format(args) => format::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Key(args) => key::run(&args),

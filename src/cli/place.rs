@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::anchor::AnchorAddress;
 use crate::crypto::CostLimits;
 use crate::units::ByteCount;
 use crate::volume::Place;
@@ -26,6 +27,14 @@ impl PlaceArgs {
     pub(super) fn name(&self) -> String {
         self.disk.display().to_string()
     }
+}
+
+/// Where a sealed volume's anchor is.
+#[derive(clap::Args)]
+pub(super) struct AnchorArgs {
+    /// Where the volume's anchor is, for a sealed volume that has one: file:PATH
+    #[arg(long, value_name = "ANCHOR")]
+    pub(super) anchor: Option<AnchorAddress>,
 }
 
 /// What unlocking may cost.

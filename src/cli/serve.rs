@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::anchor::AnchorAddress;
 use crate::config::{Config, ExportConfig};
 use crate::error::Error;
 use crate::net::Address;
@@ -14,7 +15,7 @@ use crate::units::ByteCount;
 use crate::volume::{DiscardPolicy, Place};
 
 use super::attach::default_socket;
-use super::format::TypeArg;
+use super::format::{AnchorModeArg, TypeArg};
 use super::prompt::KeyArgs;
 use super::serving::{self, Manner};
 
@@ -37,8 +38,9 @@ pub(super) struct Args {
 
     /// Serve what this TOML file says: one export or several
     #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "header", "KeyArgs", "socket", "listen",
-        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "metrics", "max_kdf_memory",
-        "require_authenticated_header", "kind", "uuid", "read_only", "discard"])]
+        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "metrics",
+        "max_kdf_memory", "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode", "read_only",
+        "discard"])]
     config: Option<PathBuf>,
 
     /// The file with the volume's header, where it is kept apart from the data
@@ -101,6 +103,14 @@ pub(super) struct Args {
     /// Refuse the disk unless it holds the volume with this UUID
     #[arg(long)]
     uuid: Option<uuid::Uuid>,
+
+    /// Where the volume's anchor is, for a sealed volume that has one: file:PATH
+    #[arg(long, value_name = "ANCHOR")]
+    anchor: Option<AnchorAddress>,
+
+    /// Refuse the volume unless its anchor guards it this way
+    #[arg(long, value_enum)]
+    anchor_mode: Option<AnchorModeArg>,
 
     /// Let clients read only; others may read the disk at the same time
     #[arg(long)]
@@ -177,6 +187,8 @@ impl Args {
             kind: self.kind.map(Into::into),
             uuid: self.uuid,
             require_authenticated_header: self.require_authenticated_header,
+            anchor: self.anchor.clone(),
+            anchor_mode: self.anchor_mode.map(Into::into),
             sockets: Vec::new(),
             clients: self.clients.iter().map(|c| c.parse()).collect::<Result<Vec<ClientRule>, Error>>()?,
         };

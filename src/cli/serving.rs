@@ -40,14 +40,15 @@ pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     let figures =
         config.metrics.as_ref().map(|address| Listener::bind(address, config.socket_group)).transpose()?;
     let pool = limits.pool();
-    let volumes = unlock(config, located, &pool)?;
+    let mut volumes = unlock(config, located, &pool)?;
     let services = config.exports.iter().zip(&volumes).map(|(export, volume)| service(export, volume));
     let services: Vec<Service> = services.collect::<Result<_>>()?;
     let options = Options { listing: config.list, tls, limits };
     let manager = Notifier::connect();
     let signals = signals()?;
     // All that needs files, sockets or other programs' answers is done, and no thread has started.
-    let sandbox = enter_sandbox(manner, &fronts, figures.as_ref());
+    let sandbox = enter_sandbox(manner, config, &fronts, figures.as_ref());
+    volumes.iter_mut().try_for_each(Volume::start_upkeep)?;
     let server = Server::new(services, pool, options)?;
     hear(signals, server.stopper())?;
     let metrics = figures.as_ref().map(|listener| listener.address().to_string());
@@ -57,7 +58,9 @@ pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     manager.ready(&format!("serving {} export(s)", volumes.len()));
     let result = server.run(fronts);
     manager.stopping();
-    result?;
+    drop(server);
+    let closed = volumes.into_iter().map(Volume::close).fold(Ok(()), Result::and);
+    result.and(closed)?;
     tracing::info!("everything is flushed; goodbye");
     Ok(())
 }
@@ -72,6 +75,8 @@ fn locate(config: &Config, export: &ExportConfig) -> Result<Located> {
         uuid: export.uuid,
         limits: CostLimits { memory_kib: machine.memory_kib.min(asked), ..machine },
         require_authenticated_header: export.require_authenticated_header,
+        anchor: export.anchor.clone(),
+        anchor_mode: export.anchor_mode,
     };
     Located::at(&export.place, &options)
 }
@@ -136,14 +141,17 @@ pub(super) fn export(name: &str, volume: &Volume) -> Result<Export> {
 }
 
 /// Enters the sandbox, unless that was declined. Says what holds, for the log and for scripts.
-fn enter_sandbox(manner: &Manner, fronts: &[Front], figures: Option<&Listener>) -> String {
+fn enter_sandbox(manner: &Manner, config: &Config, fronts: &[Front], figures: Option<&Listener>) -> String {
     if !manner.sandbox {
         return "off".to_owned();
     }
     let listeners = fronts.iter().map(|front| &front.listener).chain(figures);
     let files = listeners.filter_map(Listener::own_file);
     let sockets = files.map(|file| file.parent().unwrap_or(Path::new("/")).to_owned()).collect();
-    sandbox::enter(&Confinement { sockets, writable: Vec::new() }).to_string()
+    // An anchor's record is replaced by another file.
+    let writers = config.exports.iter().filter(|export| !export.read_only);
+    let writable = writers.filter_map(|export| export.anchor.as_ref()?.directory()).collect();
+    sandbox::enter(&Confinement { sockets, writable }).to_string()
 }
 
 /// Has SIGINT and SIGTERM stop the server. SIGHUP, which a closing terminal sends, stops it as well:

@@ -119,7 +119,8 @@ proptest! {
         let mut header = request(form, kind, flags, cookie, offset, len);
         let extended = form == Form::Extended;
         let len = if extended { len } else { len & 0xffff_ffff };
-        let has_payload = if extended { flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0 } else { kind == NBD_CMD_WRITE };
+        let announced = extended && flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0;
+        let has_payload = announced || kind == NBD_CMD_WRITE;
         if let Some(magic) = magic {
             header[..4].copy_from_slice(&magic.to_be_bytes());
         }

@@ -150,10 +150,8 @@ impl Transmission {
                 raw.only(if self.form.has_chunks() { NBD_CMD_FLAG_DF } else { 0 })?;
                 Ok(Command::Read { offset, len, df: raw.has(NBD_CMD_FLAG_DF) })
             }
-            // proto.md, Command flags: PAYLOAD_LEN is a must on an extended WRITE, and unknown on another.
-            NBD_CMD_WRITE if self.form == Form::Extended && !raw.has(NBD_CMD_FLAG_PAYLOAD_LEN) => {
-                Err(NbdErrno::Einval)
-            }
+            // proto.md, Command flags: PAYLOAD_LEN is unknown on a compact WRITE, and a must on an extended
+            // one. There QEMU's client, up to version 10 at least, leaves it out.
             NBD_CMD_WRITE => {
                 raw.only(if self.form == Form::Extended { NBD_CMD_FLAG_PAYLOAD_LEN } else { 0 })?;
                 Ok(Command::Write { offset, len, durability })
@@ -256,14 +254,13 @@ impl Raw {
         if self.flags & !(flags | NBD_CMD_FLAG_FUA) == 0 { Ok(()) } else { Err(NbdErrno::Einval) }
     }
 
-    /// proto.md, Request message: whatever else is wrong with a request, `length` bytes follow if it is
-    /// extended and has `PAYLOAD_LEN`, or compact and a WRITE. Nothing follows any other.
+    /// proto.md, Request message: whatever else is wrong with a request, `length` bytes follow if it is a
+    /// WRITE, or extended with `PAYLOAD_LEN`. Nothing follows any other. An extended WRITE without the flag
+    /// has its data behind it as well, as QEMU sends it: that data is a guest's, and must not be taken for
+    /// requests.
     fn payload_len(&self, form: Form) -> u64 {
-        let has_payload = match form {
-            Form::Extended => self.has(NBD_CMD_FLAG_PAYLOAD_LEN),
-            Form::Simple | Form::Structured => self.kind == NBD_CMD_WRITE,
-        };
-        if has_payload { self.len } else { 0 }
+        let announced = form == Form::Extended && self.has(NBD_CMD_FLAG_PAYLOAD_LEN);
+        if announced || self.kind == NBD_CMD_WRITE { self.len } else { 0 }
     }
 }
 
@@ -305,7 +302,7 @@ mod tests {
         }
     }
 
-    /// As a client of this form would ask: an extended WRITE has `PAYLOAD_LEN`.
+    /// As a client of this form should ask: an extended WRITE has `PAYLOAD_LEN`.
     fn ask(form: Form, kind: u16, flags: u16, offset: u64, len: u64) -> Result<Command, (NbdErrno, u64)> {
         let payload = if form == Form::Extended && kind == NBD_CMD_WRITE { PAYLOAD_LEN } else { 0 };
         judge(&session("disk", form), kind, flags | payload, offset, len)
@@ -426,14 +423,19 @@ mod tests {
         }
     }
 
-    /// proto.md, Command flags, `NBD_CMD_FLAG_PAYLOAD_LEN`: without it nothing follows an extended header.
+    /// QEMU's client does not say that its extended WRITE has a payload, and sends it.
     #[test]
-    fn an_extended_write_must_say_that_it_has_a_payload() {
+    fn an_extended_write_has_its_payload_with_or_without_the_flag() {
         let disk = session("disk", Form::Extended);
         for flags in [0, NBD_CMD_FLAG_FUA] {
-            assert_eq!(judge(&disk, NBD_CMD_WRITE, flags, 0, 512), Err((NbdErrno::Einval, 0)));
-            assert!(judge(&disk, NBD_CMD_WRITE, flags | PAYLOAD_LEN, 0, 512).is_ok());
+            let with = judge(&disk, NBD_CMD_WRITE, flags | PAYLOAD_LEN, 0, 512);
+            assert!(with.is_ok());
+            assert_eq!(judge(&disk, NBD_CMD_WRITE, flags, 0, 512), with);
+            assert_eq!(judge(&disk, NBD_CMD_WRITE, flags, SIZE, 512), Err((NbdErrno::Enospc, 512)));
         }
+        let header = request(Form::Extended, NBD_CMD_WRITE, 0, 0, 0, 1 << 32);
+        let close = Admission::Close(CloseReason::PayloadTooLong(1 << 32));
+        assert_eq!(disk.transmission().admit(&header), Some(close));
     }
 
     /// proto.md, Request message: a payload that nobody may have ends the session, one that this command

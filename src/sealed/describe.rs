@@ -1,11 +1,14 @@
-//! What a header says, for people and programs that look at it without a key.
+//! What a header and a superblock say, for people and programs that look at them without a key.
 
 use serde::Serialize;
 
+use crate::backing::Backing;
 use crate::crypto::KdfAlgorithm;
 
 use super::header::Header;
+use super::layout::{BLOCK, offset_of};
 use super::slot::Protection;
+use super::superblock::{SLOTS, Superblock};
 use super::unlock::CheckedHeader;
 
 /// A sealed volume's header in plain terms. Without the key nobody can say that it is authentic.
@@ -36,6 +39,43 @@ pub struct SlotDescription {
     pub number: u32,
     /// How a secret becomes its key, with costs.
     pub kdf: String,
+}
+
+/// The superblock of the highest generation in plain terms. Without the key nobody can say that it is
+/// authentic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SuperblockDescription {
+    /// Its number, which grows with every mount and checkpoint.
+    pub generation: u64,
+    /// How often the volume was mounted for writing.
+    pub epoch: u32,
+    /// How often it can be.
+    pub epochs: u32,
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// Size of the store that it needs in bytes; none for parameters that cannot be.
+    pub store_size: Option<u64>,
+    /// Room for journal blocks, in bytes.
+    pub journal_size: u64,
+}
+
+/// Describes the superblock in a store; none if there is nothing that looks like one.
+pub fn describe_superblock(backing: &dyn Backing) -> Option<SuperblockDescription> {
+    let read = |slot: u64| {
+        let mut bytes = Box::new([0; BLOCK]);
+        backing.read_at(offset_of(slot), bytes.as_mut_slice()).ok()?;
+        Superblock::claims(&bytes)
+    };
+    let newest = SLOTS.into_iter().filter_map(read).max_by_key(|(generation, ..)| *generation);
+    let bytes_of = |blocks: u64| blocks.saturating_mul(BLOCK as u64);
+    newest.map(|(generation, epoch, parameters)| SuperblockDescription {
+        generation,
+        epoch,
+        epochs: parameters.epochs,
+        size: bytes_of(parameters.logical_blocks),
+        store_size: parameters.store_size().ok().map(|size| size.0),
+        journal_size: bytes_of(parameters.journal_blocks.into()),
+    })
 }
 
 impl CheckedHeader {

@@ -130,7 +130,7 @@ impl KeySchedule {
     }
 
     /// HKDF-Expand with the info `"hostveil/1 "` and `parts`.
-    fn expand(&self, parts: &[&[u8]]) -> Result<SecretBytes> {
+    pub(super) fn expand(&self, parts: &[&[u8]]) -> Result<SecretBytes> {
         let mut key = SecretBytes::zeroed(KEY_LEN)?;
         let info = [&[&b"hostveil/1 "[..]], parts].concat();
         let hkdf = Hkdf::<Sha256>::from_prk(self.prk.expose()).map_err(too_long)?;
@@ -161,6 +161,12 @@ pub struct MountInputs {
 pub struct FreshSalt([u8; SALT_LEN]);
 
 impl FreshSalt {
+    /// A salt that is anything but fresh.
+    #[cfg(test)]
+    pub(super) fn for_tests(bytes: [u8; SALT_LEN]) -> Self {
+        Self(bytes)
+    }
+
     /// What goes to disk; a salt is no secret.
     pub fn bytes(&self) -> [u8; SALT_LEN] {
         self.0

@@ -1,40 +1,57 @@
-//! Making a volume: what may be overwritten, and how nothing half-made stays behind.
+//! Making a volume: what is asked, and what is checked before anything changes.
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
-use rustix::io::Errno;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::backing::{Access, Backing, FileBacking, Kind};
+use crate::backing::Backing;
 use crate::env::{Entropy, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks;
+use crate::sealed;
 use crate::secret::Passphrase;
-use crate::units::{BlockSize, ByteCount, ByteOffset};
+use crate::units::{BlockSize, ByteCount};
 
+use super::create_sealed::{self, SealedFormat};
+use super::spot::Spot;
 use super::{Place, VolumeType};
 
 /// What is asked of a new volume.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
     /// Its format.
-    pub kind: VolumeType,
+    pub format: Format,
     /// The size that the guest sees; may be left out for a block device.
     pub size: Option<ByteCount>,
-    /// The encryption unit.
-    pub sector_size: BlockSize,
-    /// A label, stored in clear.
-    pub label: String,
     /// The key derivation of its first key slot.
     pub pbkdf: luks::Pbkdf,
     /// Reserve all space now.
     pub preallocate: bool,
     /// Overwrite what looks like data.
     pub force: bool,
+}
+
+/// The format of a new volume, with what is particular to it.
+#[derive(Clone, Debug)]
+pub enum Format {
+    /// LUKS2 with AES-256-XTS.
+    Luks {
+        /// The encryption unit.
+        sector_size: BlockSize,
+        /// A label, stored in clear.
+        label: String,
+    },
+    /// The authenticated format.
+    Sealed(SealedFormat),
+}
+
+impl Format {
+    /// Which one it is.
+    pub fn kind(&self) -> VolumeType {
+        match self {
+            Self::Luks { .. } => VolumeType::Luks,
+            Self::Sealed(_) => VolumeType::Sealed,
+        }
+    }
 }
 
 /// A new volume, as reported to the user.
@@ -61,43 +78,54 @@ impl Target {
     /// Looks whether a volume can be made at `place`.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] when there is data, without `force`; [`ErrorKind::InvalidInput`]
-    /// for sizes that do not fit.
+    /// [`ErrorKind::AlreadyExists`] when there is data, without `force`, or an anchor;
+    /// [`ErrorKind::InvalidInput`] for sizes that do not fit; [`ErrorKind::Unsupported`] for what the
+    /// format does not have.
     pub fn examine(place: &Place, options: &CreateOptions) -> Result<Self> {
+        if let Format::Sealed(format) = &options.format {
+            create_sealed::check(format, place, options.pbkdf)?;
+        }
         let header = place.header.as_ref().map(|path| Spot::examine(path, options.force)).transpose()?;
         let disk = Spot::examine(&place.disk, options.force)?;
-        let before_data = if header.is_some() { ByteCount(0) } else { luks::DATA_OFFSET };
-        let data_size = data_size(&disk, before_data, options)?;
+        let data_size = data_size(&disk, header.is_some(), options)?;
         Ok(Self { disk, header, data_size })
     }
 }
 
-/// The size of the volume's data, checked against the device and the sector size.
-fn data_size(disk: &Spot, before_data: ByteCount, options: &CreateOptions) -> Result<ByteCount> {
+/// The size of the volume's data, checked against the device and the encryption unit.
+fn data_size(disk: &Spot, apart: bool, options: &CreateOptions) -> Result<ByteCount> {
     let invalid = |what: String| Error::new(ErrorKind::InvalidInput, what);
-    let sector = options.sector_size;
-    let room = disk.room(before_data)?;
+    let (unit, most, room) = match &options.format {
+        Format::Luks { sector_size, .. } => {
+            let before_data = if apart { ByteCount(0) } else { luks::DATA_OFFSET };
+            (*sector_size, luks::MOST_DATA, disk.room(before_data)?)
+        }
+        Format::Sealed(format) => {
+            let device = disk.room(ByteCount(0))?;
+            let room = device.map(|device| create_sealed::room_in(device, format)).transpose()?;
+            (BlockSize::B4096, create_sealed::MOST_DATA, room)
+        }
+    };
     let size = match (options.size, room) {
         (None, None) => {
             return Err(
                 invalid("a new file needs a size".to_owned()).hint("pass --size, for example --size 20G")
             );
         }
-        (None, Some(room)) => ByteCount(sector.round_down(room.0)),
+        (None, Some(room)) => ByteCount(unit.round_down(room.0)),
         (Some(size), Some(room)) if size > room => {
             let what = format!("{size} do not fit: {} has room for {room} of data", disk.path.display());
             return Err(invalid(what));
         }
         (Some(size), _) => size,
     };
-    if size.0 == 0 || sector.round_down(size.0) != size.0 {
+    if size.0 == 0 || unit.round_down(size.0) != size.0 {
         let what =
-            format!("a volume's size must be a multiple of {} bytes, and {} is not", sector.bytes(), size.0);
+            format!("a volume's size must be a multiple of {} bytes, and {} is not", unit.bytes(), size.0);
         return Err(invalid(what));
     }
-    if size.0 > luks::MOST_DATA {
-        let what =
-            format!("{size} are more than the {} that one key may encrypt", ByteCount(luks::MOST_DATA));
+    if size.0 > most {
+        let what = format!("{size} are more than the {} that such a volume may have", ByteCount(most));
         return Err(invalid(what));
     }
     Ok(size)
@@ -112,184 +140,78 @@ pub fn create(
     entropy: &dyn Entropy,
     progress: &dyn Progress,
 ) -> Result<Made> {
-    let layout = luks::FormatOptions {
-        data_size: target.data_size,
-        sector_size: options.sector_size,
-        label: options.label.clone(),
-        pbkdf: options.pbkdf,
-        apart: target.header.is_some(),
-    };
-    let format = |store: &FileBacking| luks::format(store, &layout, passphrase, entropy, progress);
-    let preallocate = options.preallocate;
-    let formatted = match &target.header {
-        None => {
-            let total = luks::DATA_OFFSET.checked_add(target.data_size);
-            let total = total
-                .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "this size cannot be represented"))?;
-            target.disk.fill(total, preallocate, progress, format)?
+    let uuid = match &options.format {
+        Format::Luks { sector_size, label } => {
+            let layout = luks::FormatOptions {
+                data_size: target.data_size,
+                sector_size: *sector_size,
+                label: label.clone(),
+                pbkdf: options.pbkdf,
+                apart: target.header.is_some(),
+            };
+            create_luks(target, options.preallocate, &layout, passphrase, (entropy, progress))?.uuid
         }
-        Some(header) => target.disk.fill(target.data_size, preallocate, progress, |_| {
-            header.fill(luks::DATA_OFFSET, preallocate, progress, format)
-        })?,
+        Format::Sealed(format) => {
+            let new = create_sealed::New { format, data_size: target.data_size, pbkdf: options.pbkdf };
+            new.create(&target.disk, options.preallocate, passphrase, (entropy, progress))?
+        }
     };
-    Ok(Made { kind: options.kind, uuid: formatted.uuid, size: target.data_size.0 })
+    Ok(Made { kind: options.format.kind(), uuid, size: target.data_size.0 })
 }
 
-/// A path where a file or device is, or a file can be made.
-struct Spot {
-    path: PathBuf,
-    /// What is there, locked.
-    existing: Option<FileBacking>,
-}
-
-impl Spot {
-    fn examine(path: &Path, force: bool) -> Result<Self> {
-        let existing = match path.symlink_metadata() {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            _ => Some(FileBacking::open(path, Access::ReadWrite)?),
-        };
-        if let Some(backing) = &existing
-            && !force
-            && holds_data(backing)?
-        {
-            let what = format!("{} already holds data", path.display());
-            return Err(Error::new(ErrorKind::AlreadyExists, what).hint("pass --force to destroy that data"));
-        }
-        Ok(Self { path: path.to_owned(), existing })
-    }
-
-    /// What a block device has room for behind its first `before` bytes; nothing bounds a file.
-    fn room(&self, before: ByteCount) -> Result<Option<ByteCount>> {
-        let Some(device) = self.existing.as_ref().filter(|store| store.kind() == Kind::BlockDevice) else {
-            return Ok(None);
-        };
-        let size = device.len()?;
-        let room = size.checked_sub(before).filter(|room| room.0 > 0);
-        room.map(Some).ok_or_else(|| {
-            let what = format!("{} has only {size}; the header needs {before}", self.path.display());
-            Error::new(ErrorKind::WrongDevice, what)
+fn create_luks(
+    target: &Target,
+    preallocate: bool,
+    layout: &luks::FormatOptions,
+    passphrase: &Passphrase,
+    (entropy, progress): (&dyn Entropy, &dyn Progress),
+) -> Result<luks::Formatted> {
+    let Some(header) = &target.header else {
+        let total = luks::DATA_OFFSET.checked_add(target.data_size);
+        let total =
+            total.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "this size cannot be represented"))?;
+        return target.disk.fill(total, preallocate, progress, |store| {
+            forget_sealed(&**store)?;
+            luks::format(&**store, layout, passphrase, entropy, progress)
+        });
+    };
+    target.disk.fill(target.data_size, preallocate, progress, |data| {
+        forget_sealed(&**data)?;
+        header.fill(luks::DATA_OFFSET, preallocate, progress, |store| {
+            luks::format(&**store, layout, passphrase, entropy, progress)
         })
-    }
-
-    /// Gives the store its size, has `then` fill it, and only then gives a new file its name.
-    fn fill<T>(
-        &self,
-        size: ByteCount,
-        preallocate: bool,
-        progress: &dyn Progress,
-        then: impl FnOnce(&FileBacking) -> Result<T>,
-    ) -> Result<T> {
-        let prepare = |store: &FileBacking| -> Result<()> {
-            if store.kind() == Kind::File {
-                set_size(store, &self.path, size)?;
-            }
-            if preallocate { reserve(store, &self.path, size, progress) } else { Ok(()) }
-        };
-        if let Some(store) = &self.existing {
-            prepare(store)?;
-            return then(store);
-        }
-        let new = NewFile::make(&self.path)?;
-        prepare(&new.backing)?;
-        let filled = then(&new.backing)?;
-        new.publish(&self.path)?;
-        Ok(filled)
-    }
+    })
 }
 
-/// Empties the file and gives it its size: what it held is gone, and it reads as zeroes.
-fn set_size(backing: &FileBacking, path: &Path, size: ByteCount) -> Result<()> {
-    let set = |len| backing.file().set_len(len);
-    set(0)
-        .and_then(|()| set(size.0))
-        .map_err(|e| Error::io(format!("cannot give {} a size of {size}", path.display()), e))
-}
-
-/// Reserves space piece by piece, so that progress shows and an interrupt is heard.
-fn reserve(backing: &FileBacking, path: &Path, size: ByteCount, progress: &dyn Progress) -> Result<()> {
-    progress.begin("reserving space", size.0);
-    let mut at = 0;
-    while at < size.0 {
-        progress.check()?;
-        let piece = (size.0 - at).min(ByteCount::GIB);
-        match rustix::fs::fallocate(backing.file(), FallocateFlags::empty(), at, piece) {
-            Ok(()) => at += piece,
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(Error::io(format!("cannot reserve {size} for {}", path.display()), e)),
+/// Takes the header of a sealed volume off a store, whose second copy a LUKS volume would otherwise keep
+/// among its key slots.
+fn forget_sealed(store: &dyn Backing) -> Result<()> {
+    for place in sealed::CopyPlace::BOTH {
+        let mut start = [0; 8];
+        if store.read_at(place.offset(), &mut start).is_ok() && sealed::looks_like_sealed(&start) {
+            store.write_at(place.offset(), &[0; sealed::HEADER_LEN])?;
         }
-        progress.advance(piece);
     }
     Ok(())
 }
 
-/// A file that has no name yet: it vanishes if the program ends before it is published.
-struct NewFile {
-    backing: FileBacking,
-    /// Where the file system cannot make nameless files: the temporary name, removed on drop.
-    named: Option<tempfile::TempPath>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::MemoryBacking;
+    use crate::units::ByteOffset;
 
-impl NewFile {
-    fn make(path: &Path) -> Result<Self> {
-        let dir = parent(path);
-        let failed = |e: std::io::Error| Error::io(format!("cannot make a file in {}", dir.display()), e);
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        match rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(fd) => Ok(Self { backing: FileBacking::adopt(File::from(fd), path)?, named: None }),
-            Err(Errno::NOTSUP | Errno::ISDIR) => {
-                let made = tempfile::Builder::new().prefix(".hostveil-").tempfile_in(&dir).map_err(failed)?;
-                let (file, name) = made.into_parts();
-                Ok(Self { backing: FileBacking::adopt(file, path)?, named: Some(name) })
-            }
-            Err(e) => Err(failed(e.into())),
-        }
+    #[test]
+    fn a_sealed_volumes_header_is_forgotten_and_nothing_else() {
+        let store = MemoryBacking::new(ByteCount(1 << 20));
+        store.write_at(ByteOffset(0), b"LUKS").unwrap();
+        store.write_at(sealed::CopyPlace::B.offset(), b"HVSEALED and more").unwrap();
+        assert!(sealed::RawHeader::read(&store).looks_like_sealed());
+        forget_sealed(&store).unwrap();
+        assert!(!sealed::RawHeader::read(&store).looks_like_sealed());
+        let mut kept = [0; 4];
+        store.read_at(ByteOffset(0), &mut kept).unwrap();
+        assert_eq!(&kept, b"LUKS");
+        forget_sealed(&MemoryBacking::new(ByteCount(100))).unwrap();
     }
-
-    /// Gives the file its name, durably.
-    fn publish(self, path: &Path) -> Result<()> {
-        let failed = |e: std::io::Error| {
-            Error::io(format!("cannot give the new volume its name {}", path.display()), e)
-        };
-        if let Some(name) = self.named {
-            name.persist_noclobber(path).map_err(|e| failed(e.error))?;
-        } else {
-            use std::os::fd::AsRawFd;
-            let from = format!("/proc/self/fd/{}", self.backing.file().as_raw_fd());
-            rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)
-                .map_err(|e| failed(e.into()))?;
-        }
-        let dir = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(parent(path));
-        dir.and_then(|dir| dir.sync_all()).map_err(failed)
-    }
-}
-
-fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Whether anything but zeroes is found where file systems, partition tables, RAID and volume headers
-/// lie: all of the first 32 MiB, the last one, and samples between.
-fn holds_data(backing: &FileBacking) -> Result<bool> {
-    const SAMPLE: u64 = ByteCount::MIB;
-    const SAMPLES: u64 = 64;
-    let size = backing.len()?.0;
-    let dense = (0..size.min(32 * SAMPLE)).step_by(1 << 20);
-    let spread = (1..SAMPLES).map(|n| size / SAMPLES * n).filter(|at| *at >= 32 * SAMPLE);
-    let last = size.checked_sub(SAMPLE).into_iter();
-    let mut buffer = vec![0; 1 << 20];
-    for at in dense.chain(spread).chain(last) {
-        let run = backing.run_at(ByteOffset(at))?;
-        if !run.allocated && run.end.0 >= (at + SAMPLE).min(size) {
-            continue;
-        }
-        let len = usize::try_from((size - at).min(SAMPLE)).unwrap_or(0);
-        backing.read_at(ByteOffset(at), &mut buffer[..len])?;
-        if buffer[..len].iter().any(|byte| *byte != 0) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

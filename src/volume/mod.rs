@@ -2,8 +2,15 @@
 //! put together.
 
 mod create;
+mod create_sealed;
+mod describe;
+mod maintain;
 mod manage;
+mod manage_sealed;
 mod open;
+mod open_sealed;
+mod spot;
+mod upkeep;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,9 +18,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::luks::DiscardPolicy;
-pub use create::{CreateOptions, Made, Target, create};
-pub use manage::{Managed, restore};
-pub use open::{Located, OpenOptions, Volume, describe};
+pub use create::{CreateOptions, Format, Made, Target, create};
+pub use create_sealed::SealedFormat;
+pub use describe::{Description, SealedDescription, SealedUsage, describe, usage};
+pub use maintain::{LocatedMaintenance, Maintenance, States};
+pub use manage::{Managed, Slots, Unlocked, restore};
+pub use open::{Located, OpenOptions, Volume};
 
 /// The formats of volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +31,15 @@ pub use open::{Located, OpenOptions, Volume, describe};
 pub enum VolumeType {
     /// LUKS2 with AES-256-XTS.
     Luks,
+    /// Authenticated: what was changed behind our back is an error.
+    Sealed,
 }
 
 impl fmt::Display for VolumeType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Luks => f.write_str("luks"),
+            Self::Sealed => f.write_str("sealed"),
         }
     }
 }

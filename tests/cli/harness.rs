@@ -1,21 +1,25 @@
 //! Running the binary, and volumes to run it on.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use hostveil::anchor::{AnchorAddress, AnchorMode};
 use hostveil::crypto::{Hash, KdfAlgorithm};
 use hostveil::env::{OsEntropy, Silent};
 use hostveil::luks;
 use hostveil::secret::{Passphrase, SecretBytes};
 use hostveil::units::{BlockSize, ByteCount};
-use hostveil::volume::{self, CreateOptions, Target, VolumeType};
+use hostveil::volume::{self, CreateOptions, Format, SealedFormat, Target};
 
 pub(crate) const KEY: &[u8] = b"the key file's bytes";
 pub(crate) const PASSPHRASE: &str = "correct horse battery";
+/// The cheapest key derivation that a sealed volume's key slot can have.
+const CHEAP: KdfAlgorithm = KdfAlgorithm::Argon2id { time: 1, memory_kib: 8, lanes: 1 };
 /// Size of the volumes' data.
 pub(crate) const SIZE: u64 = 1 << 20;
 
@@ -56,6 +60,22 @@ impl Place {
     pub(crate) fn with_volume() -> Self {
         let place = Self::new();
         fs::copy(template(), place.path("disk.img")).unwrap();
+        place
+    }
+
+    /// A directory with a sealed volume instead.
+    pub(crate) fn with_sealed_volume() -> Self {
+        let place = Self::new();
+        fs::copy(sealed_template(), place.path("disk.img")).unwrap();
+        place
+    }
+
+    /// A directory with a sealed volume with an anchor, `vm.anchor`.
+    pub(crate) fn with_anchored_volume(mode: AnchorMode) -> Self {
+        let place = Self::new();
+        let anchor = Some((AnchorAddress::File(place.path("vm.anchor")), mode));
+        let made = make(Format::Sealed(SealedFormat { anchor, ..SealedFormat::default() }), CHEAP);
+        fs::copy(&made, place.path("disk.img")).unwrap();
         place
     }
 
@@ -147,6 +167,31 @@ impl Serving {
     }
 }
 
+impl Serving {
+    /// What a guest finds at `at`: `len` bytes, or the error.
+    pub(crate) fn read(&self, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let mut guest = self.attach()?;
+        guest.seek(SeekFrom::Start(at))?;
+        guest.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Has a guest write, and flush.
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let mut guest = self.attach()?;
+        guest.seek(SeekFrom::Start(at))?;
+        guest.write_all(bytes)?;
+        guest.flush()
+    }
+
+    fn attach(&self) -> std::io::Result<nbd::client::NbdClient<UnixStream>> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        let export = nbd::client::handshake(&mut stream, b"")?;
+        Ok(nbd::client::NbdClient::new(stream, &export))
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -156,18 +201,29 @@ impl Drop for Serving {
     }
 }
 
-/// A volume that takes no time to open, made once.
+/// A LUKS volume that takes no time to open, made once.
 fn template() -> &'static Path {
     static MADE: OnceLock<tempfile::TempPath> = OnceLock::new();
     MADE.get_or_init(|| {
+        let format = Format::Luks { sector_size: BlockSize::B4096, label: "a label".into() };
+        make(format, KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 })
+    })
+}
+
+/// A sealed volume that takes no time to open, made once.
+fn sealed_template() -> &'static Path {
+    static MADE: OnceLock<tempfile::TempPath> = OnceLock::new();
+    MADE.get_or_init(|| make(Format::Sealed(SealedFormat::default()), CHEAP))
+}
+
+fn make(format: Format, kdf: KdfAlgorithm) -> tempfile::TempPath {
+    {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         fs::remove_file(&path).unwrap();
         let options = CreateOptions {
-            kind: VolumeType::Luks,
+            format,
             size: Some(ByteCount(SIZE)),
-            sector_size: BlockSize::B4096,
-            label: "a label".into(),
-            pbkdf: luks::Pbkdf::Exactly(KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 }),
+            pbkdf: luks::Pbkdf::Exactly(kdf),
             preallocate: false,
             force: false,
         };
@@ -176,5 +232,5 @@ fn template() -> &'static Path {
             Target::examine(&volume::Place { disk: path.to_path_buf(), header: None }, &options).unwrap();
         volume::create(&target, &options, &key, &OsEntropy, &Silent).unwrap();
         path
-    })
+    }
 }

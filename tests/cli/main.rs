@@ -2,6 +2,8 @@
 //! changes nothing. Needs no peer.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 
+mod accept_restore;
+mod anchors;
 mod arguments;
 mod busy;
 mod config;
@@ -20,6 +22,12 @@ mod pins;
 mod prompt;
 mod ready;
 mod sandbox;
+mod sealed_check;
+mod sealed_format;
+mod sealed_grow;
+mod sealed_inspect;
+mod sealed_keys;
+mod sealed_serve;
 mod service_manager;
 #[path = "../support/mod.rs"]
 mod support;

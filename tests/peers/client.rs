@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use crate::harness::Server;
 
@@ -13,6 +14,7 @@ pub(crate) const FLUSH: u16 = 3;
 pub(crate) const FUA: u16 = 1;
 
 const OPT_GO: u32 = 7;
+const OPT_EXTENDED_HEADERS: u32 = 11;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 
@@ -43,12 +45,19 @@ impl Client {
         assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
         // Fixed newstyle, no zeroes.
         self.stream.write_all(&3_u32.to_be_bytes())?;
+        self.go(name)
+    }
+
+    fn go(&mut self, name: &str) -> io::Result<()> {
         let length = u32::try_from(name.len()).unwrap();
-        let mut option = b"IHAVEOPT".to_vec();
-        option.extend([OPT_GO.to_be_bytes(), (length + 6).to_be_bytes(), length.to_be_bytes()].concat());
-        option.extend(name.as_bytes());
-        option.extend([0, 0]);
-        self.stream.write_all(&option)?;
+        self.option(OPT_GO, &[&length.to_be_bytes(), name.as_bytes(), &[0, 0]].concat())
+    }
+
+    /// Sends an option and waits until it is acknowledged.
+    fn option(&mut self, kind: u32, data: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(data.len()).unwrap();
+        self.stream
+            .write_all(&[b"IHAVEOPT", &kind.to_be_bytes()[..], &length.to_be_bytes(), data].concat())?;
         loop {
             let header = self.take::<20>()?;
             let kind = u32::from_be_bytes(header[12..16].try_into().unwrap());
@@ -58,7 +67,7 @@ impl Client {
             match kind {
                 REP_ACK => return Ok(()),
                 REP_INFO => {}
-                other => panic!("the server answered {other:#x} to the export {name:?}"),
+                other => panic!("the server answered {other:#x} to option {kind}"),
             }
         }
     }
@@ -122,5 +131,27 @@ impl Client {
             0 => Ok(()),
             error => Err(error),
         }
+    }
+}
+
+/// Connects to the default export of any server, with extended headers, and trims. Returns the error's
+/// number, or 0.
+pub(crate) fn trim_with_extended_headers(socket: &Path, at: u64, len: u64) -> u32 {
+    const TRIM: u16 = 4;
+    const ERROR: u16 = 0x8001;
+    let mut client = Client { stream: UnixStream::connect(socket).unwrap() };
+    client.take::<18>().unwrap();
+    client.stream.write_all(&3_u32.to_be_bytes()).unwrap();
+    client.option(OPT_EXTENDED_HEADERS, b"").unwrap();
+    client.go("").unwrap();
+    let mut request = 0x21e4_1c71_u32.to_be_bytes().to_vec();
+    request.extend([0_u16.to_be_bytes(), TRIM.to_be_bytes()].concat());
+    request.extend([77, at, len].map(u64::to_be_bytes).concat());
+    client.stream.write_all(&request).unwrap();
+    let reply = client.take::<32>().unwrap();
+    assert_eq!(reply[..6], [&0x6e8a_278c_u32.to_be_bytes()[..], &[0, 1]].concat());
+    match u16::from_be_bytes([reply[6], reply[7]]) {
+        ERROR => u32::from_be_bytes(client.take::<4>().unwrap()),
+        _ => 0,
     }
 }

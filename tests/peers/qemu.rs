@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
+use crate::client::trim_with_extended_headers;
 use crate::harness::{Failure, KIB, MIB, Run, Scratch, Server, Volume, assert_same, find_peer, peer};
 
 #[test]
@@ -140,6 +141,48 @@ fn info_and_map() {
     assert_eq!(covered, 48 * MIB);
     // Nothing on it may pass for zeroes that need not be copied.
     assert!(map.as_array().unwrap().iter().all(|extent| extent["zero"] == false), "{map}");
+    server.stop();
+}
+
+/// QEMU asks for extended headers, gets them, and then makes requests of more than 32 bits of length: for
+/// the allocation of the whole disk, for zeroes that must be fast, and, being a server of our disk itself,
+/// for a trim.
+#[test]
+fn extended_headers_are_negotiated_and_used() {
+    let place = Scratch::new();
+    let size = 5 * KIB * MIB;
+    let volume = Volume::format(place.path(), size, &[]);
+    let server = volume.serve().arg("--discard").arg("unmap").start();
+    let traced = |program: &str, arguments: &[&str]| {
+        let output = peer(program).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let is_traced = |text: &str, kind: &str| {
+        let request = format!(".from = 0, .len = {size}, .cookie = ");
+        let found = text.lines().any(|line| line.contains(&request) && line.contains(kind));
+        assert!(found, "no {kind} of {size} bytes:\n{text}");
+    };
+    let map = traced("qemu-img", &["-T", "nbd_*", "map", "--output=json", "-f", "raw", server.uri()]);
+    assert!(map.contains("Received option reply 11 (extended headers), type 1 (ack)"), "{map}");
+    assert!(server.log().contains("replies=extended"), "{}", server.log());
+    is_traced(&map, "(block status)");
+    assert!(map.contains(&format!("\"length\": {size}")), "{map}");
+
+    // -n: not by writing.
+    let zeroes = traced("qemu-io", &["-T", "nbd_*", "-f", "raw", "-c", "write -z -n 0 5G", server.uri()]);
+    is_traced(&zeroes, "(write zeroes)");
+    assert!(zeroes.contains("Operation not supported"), "{zeroes}");
+
+    io(&server, &["write -P 0x11 0 8M", "write -P 0x11 4600M 8M", "flush"]);
+    let before = allocated(&volume.disk);
+    let log = place.join("qemu-log");
+    let trace = format!("nbd_send_request,file={}", log.display());
+    let options = ["--discard=unmap", "--trace", &trace];
+    let between = QemuNbd::start(&place, server.uri().as_ref(), &options);
+    assert_eq!(trim_with_extended_headers(&place.join("qemu"), 0, size), 0);
+    is_traced(&std::fs::read_to_string(log).unwrap(), "(trim)");
+    drop(between);
+    assert!(before - allocated(&volume.disk) >= 16 * MIB);
     server.stop();
 }
 

@@ -53,6 +53,21 @@ fn a_request_in_a_refused_writes_payload_is_never_executed() {
     }
 }
 
+/// The same of a WRITE that does not announce its payload, as QEMU sends it: taken or refused.
+#[test]
+fn a_request_in_an_unannounced_payload_is_never_executed() {
+    let running = Running::start();
+    let mut client = running.attach(Form::Extended);
+    let smuggled = write(Form::Extended, 0, 66, 4096, &[6; 512]);
+    for (cookie, offset, expected) in [(1, 20_480, 0), (2, SIZE, ENOSPC)] {
+        client.request(NBD_CMD_WRITE, 0, cookie, offset, smuggled.len() as u64);
+        client.send(&smuggled);
+        assert_eq!(client.outcome(), (cookie, expected));
+        assert_eq!(client.read(4096, 512), Ok(vec![0; 512]));
+    }
+    assert_eq!(client.read(20_480, smuggled.len()), Ok(smuggled));
+}
+
 /// A payload where none belongs is data all the same: of every command, and of one that nobody knows.
 #[test]
 fn a_request_in_an_unexpected_payload_is_never_executed() {

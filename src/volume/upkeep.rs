@@ -1,0 +1,92 @@
+//! [`Upkeep`]: the thread that a mounted sealed volume needs, since the engine has none of its own.
+//!
+//! It runs checkpoints before writers must wait for them, and moves a lazy anchor. [`Upkeep::close`] ends it
+//! and leaves nothing to recover; dropping it ends the thread alone, and the volume is as after a crash.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::anchor::AnchorMode;
+use crate::error::{Error, Result};
+use crate::sealed::Device;
+
+/// How often it looks.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How often a lazy anchor moves.
+const LAZY: Duration = Duration::from_secs(1);
+
+/// Upkeep of a mounted volume.
+pub(super) struct Upkeep {
+    device: Device,
+    mode: AnchorMode,
+    stopping: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Upkeep {
+    /// That of a volume; it begins with [`Self::start`].
+    pub(super) fn of(device: Device, mode: AnchorMode) -> Self {
+        Self { device, mode, stopping: Arc::default(), thread: None }
+    }
+
+    /// Begins it.
+    ///
+    /// # Errors
+    /// Without another thread.
+    pub(super) fn start(&mut self) -> Result<()> {
+        let (device, mode, told) = (self.device.clone(), self.mode, Arc::clone(&self.stopping));
+        let thread = std::thread::Builder::new().name("upkeep".into());
+        let thread = thread.spawn(move || keep(&device, mode, &told));
+        let failed = |e| Error::io("cannot start a thread for the volume's upkeep", e);
+        self.thread = Some(thread.map_err(failed)?);
+        Ok(())
+    }
+
+    /// Ends it, flushes, and leaves nothing to recover.
+    pub(super) fn close(mut self) -> Result<()> {
+        self.stop();
+        self.device.close()
+    }
+
+    fn stop(&mut self) {
+        *self.stopping.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stopping.1.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the volume's upkeep panicked");
+        }
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Until told to stop, or until the volume takes no more writes.
+fn keep(device: &Device, mode: AnchorMode, (stopping, told): &(Mutex<bool>, Condvar)) {
+    let mut anchored = Instant::now();
+    loop {
+        let stop = stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = told.wait_timeout_while(stop, PAUSE, |stop| !*stop);
+        if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+            return;
+        }
+        let mut done = Ok(());
+        if device.checkpoint_is_due() {
+            done = device.run_checkpoint();
+        }
+        if mode == AnchorMode::Lazy && anchored.elapsed() >= LAZY {
+            anchored = Instant::now();
+            done = done.and_then(|()| device.update_anchor());
+        }
+        if let Err(error) = done {
+            // Every write and flush says so from now on; nothing is left to be done here.
+            tracing::error!(%error, "the volume's upkeep ends");
+            return;
+        }
+    }
+}
