@@ -23,8 +23,16 @@ impl Core {
     /// # Errors
     /// After any error the volume takes no more writes.
     pub(crate) fn run_checkpoint(&self) -> Result<()> {
+        self.checkpoint_if(|| true)
+    }
+
+    /// [`Self::run_checkpoint`], unless the one that was waited for has made it needless.
+    pub(crate) fn checkpoint_if(&self, needed: impl FnOnce() -> bool) -> Result<()> {
         let mut root = self.checkpointing();
         self.store.check()?;
+        if !needed() {
+            return Ok(());
+        }
         let Some((frozen, cut)) = self.freeze(&root) else { return Ok(()) };
         self.store.latch(self.checkpoint(&mut root, &frozen, cut))
     }
