@@ -38,14 +38,15 @@ pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     // Bound before a passphrase is asked for: a taken socket should not cost a key derivation.
     let fronts = fronts(config)?;
     let pool = limits.pool();
-    let volumes = unlock(config, located, &pool)?;
+    let mut volumes = unlock(config, located, &pool)?;
     let services = config.exports.iter().zip(&volumes).map(|(export, volume)| service(export, volume));
     let services: Vec<Service> = services.collect::<Result<_>>()?;
     let options = Options { listing: config.list, tls, limits };
     let manager = Notifier::connect();
     let signals = signals()?;
     // All that needs files, sockets or other programs' answers is done, and no thread has started.
-    let sandbox = enter_sandbox(manner, &fronts);
+    let sandbox = enter_sandbox(manner, config, &fronts);
+    volumes.iter_mut().try_for_each(Volume::start_upkeep)?;
     let server = Server::new(services, pool, options)?;
     hear(signals, server.stopper())?;
     announce(config, &fronts, &volumes, manner.json, &sandbox)?;
@@ -135,13 +136,16 @@ pub(super) fn export(name: &str, volume: &Volume) -> Result<Export> {
 }
 
 /// Enters the sandbox, unless that was declined. Says what holds, for the log and for scripts.
-fn enter_sandbox(manner: &Manner, fronts: &[Front]) -> String {
+fn enter_sandbox(manner: &Manner, config: &Config, fronts: &[Front]) -> String {
     if !manner.sandbox {
         return "off".to_owned();
     }
     let files = fronts.iter().filter_map(|front| front.listener.own_file());
     let sockets = files.map(|file| file.parent().unwrap_or(Path::new("/")).to_owned()).collect();
-    sandbox::enter(&Confinement { sockets, writable: Vec::new() }).to_string()
+    // An anchor's record is replaced by another file.
+    let writers = config.exports.iter().filter(|export| !export.read_only);
+    let writable = writers.filter_map(|export| export.anchor.as_ref()?.directory()).collect();
+    sandbox::enter(&Confinement { sockets, writable }).to_string()
 }
 
 /// Has SIGINT and SIGTERM stop the server. SIGHUP, which a closing terminal sends, stops it as well:

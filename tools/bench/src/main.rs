@@ -1,47 +1,88 @@
-//! The `hostveil-bench` command: measures what a machine's CPUs give hostveil.
+//! The `hostveil-bench` command: measures what encryption costs on a machine.
 
 mod args;
 mod calibrate;
+mod child;
+mod cipher;
+mod client;
+mod compare;
+mod disks;
 mod exit;
+mod figure;
+mod interrupt;
+mod loops;
+mod machine;
+mod outcome;
+mod overhead;
+mod peers;
+mod place;
+mod plain;
+mod programs;
+mod progress;
 mod report;
 mod run;
+mod scaling;
+mod server;
+mod servers;
+mod splitting;
+mod table;
+mod timing;
+mod traffic;
 mod work;
+mod workload;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use hostveil::error::Result;
 
-use args::{Args, Benchmark, LoopArgs};
-use report::LoopReport;
+use args::{Args, Benchmark};
+use outcome::{Document, Outcome, Verdict};
+use progress::Progress;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(message) => return exit::not_understood(&message),
     };
-    let result = match &args.benchmark {
-        Benchmark::Loop(args) => run_loop(args),
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => exit::wrong_results(),
+    match run(&args.benchmark) {
+        Ok(verdict) => exit::measured(verdict),
         Err(error) => exit::failed(&error),
     }
 }
 
-/// The same work alone, on threads and on a pool; whether all came to the same results.
-fn run_loop(args: &LoopArgs) -> Result<bool> {
-    let work = work::of_kind(args.work, args.block)?;
-    let threads = args.threads()?;
-    let iterations = match args.iterations {
-        Some(iterations) => iterations.get(),
-        None => calibrate::iterations(work.as_ref(), threads)?,
-    };
-    let alone = run::alone(work.as_ref(), iterations)?;
-    let together = run::on_threads(work.as_ref(), iterations, threads)?;
-    let pool = run::on_pool(work.as_ref(), iterations, threads)?;
-    let report = LoopReport::new(args, work.as_ref(), threads, iterations, &alone, &together, &pool);
-    report.print(args.json)?;
-    Ok(report.checksums_agree())
+fn run(benchmark: &Benchmark) -> Result<Verdict> {
+    interrupt::listen()?;
+    match benchmark {
+        Benchmark::Loop(args) => {
+            single(args.expected(), args.json, |progress| loops::measure(args, progress))
+        }
+        Benchmark::Scaling(args) => {
+            single(args.expected(), args.json, |progress| scaling::measure(args, progress))
+        }
+        Benchmark::Overhead(args) => {
+            single(args.expected(), args.json, |progress| overhead::measure(args, progress))
+        }
+        Benchmark::Report(args) => report::run(args),
+        Benchmark::Compare(args) => compare::run(args).map(|()| Verdict::Good),
+        Benchmark::Peers(args) => {
+            single(args.expected(), args.json, |progress| peers::measure(args, progress))
+        }
+        Benchmark::Plain(args) => plain::serve(args).map(|()| Verdict::Good),
+    }
+}
+
+/// One benchmark, printed.
+fn single(
+    expected: Duration,
+    json: bool,
+    measure: impl FnOnce(&Progress) -> Result<Outcome>,
+) -> Result<Verdict> {
+    let progress = Progress::new(expected);
+    let outcome = measure(&progress)?;
+    drop(progress);
+    let document = Document::of(vec![outcome]);
+    document.print(json)?;
+    Ok(document.verdict())
 }

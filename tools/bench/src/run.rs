@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hostveil::error::{Error, ErrorKind, Result};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use crate::interrupt;
 use crate::work::Work;
 
 /// What one thread did: when it finished, counted from the common start, and the sum of its pieces'
@@ -78,6 +79,7 @@ fn all_pieces(work: &dyn Work, iterations: u64) -> Result<u64> {
 }
 
 fn nth_piece(work: &dyn Work, iterations: u64, number: u64, block: &mut [u8]) -> Result<u64> {
+    interrupt::check()?;
     let start = number * work.piece_len();
     work.piece(start..start.saturating_add(work.piece_len()).min(iterations), block)
 }
@@ -167,6 +169,9 @@ mod tests {
         }
         fn block(&self) -> usize {
             8
+        }
+        fn steps(&self) -> u64 {
+            0
         }
         fn piece_len(&self) -> u64 {
             10

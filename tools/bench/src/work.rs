@@ -8,13 +8,59 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Key, Nonce};
-use hostveil::crypto::{Backend, Xts, xts};
-use hostveil::error::{Error, ErrorKind, Result};
-use hostveil::units::BlockSize;
+use clap::ValueEnum;
+use hostveil::crypto::Suite;
+use hostveil::error::Result;
+use hostveil::units::{BlockSize, ByteCount};
+use serde::{Deserialize, Serialize};
 
-use crate::args::WorkKind;
+use crate::cipher::{self, Cipher, fold};
+
+/// Floating-point steps between two blocks of mixed work: about a tenth of it is then encryption.
+pub(crate) const STEPS_PER_BLOCK: u64 = 4096;
+
+/// The kinds of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WorkKind {
+    /// A chain of floating-point multiplications, in registers
+    Float,
+    /// AES-256-XTS, as LUKS2 volumes use it
+    Xts,
+    /// AES-256-GCM
+    Gcm,
+    /// AES-256-GCM-SIV
+    GcmSiv,
+    /// AEGIS-256X4
+    Aegis,
+    /// Floating point with one block of AES-256-XTS after every 4096 steps
+    Mixed,
+}
+
+impl WorkKind {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::Xts => "xts",
+            Self::Gcm => "gcm",
+            Self::GcmSiv => "gcm-siv",
+            Self::Aegis => "aegis",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    /// The cipher alone, if it is one.
+    pub(crate) fn cipher(self, block: BlockSize) -> Result<Option<Box<dyn Cipher>>> {
+        Ok(Some(match self {
+            Self::Float | Self::Mixed => return Ok(None),
+            Self::Xts => cipher::xts(block)?,
+            Self::Gcm => cipher::aead(Suite::Aes256Gcm, block)?,
+            Self::GcmSiv => cipher::aead(Suite::Aes256GcmSiv, block)?,
+            Self::Aegis => cipher::aead(Suite::Aegis256x4, block)?,
+        }))
+    }
+}
 
 /// A computation to be measured.
 pub(crate) trait Work: Send + Sync {
@@ -24,6 +70,9 @@ pub(crate) trait Work: Send + Sync {
     /// Bytes of memory that a thread needs for its pieces, which is also what a cipher encrypts per
     /// iteration; 0 for work without data.
     fn block(&self) -> usize;
+
+    /// Floating-point steps per iteration; 0 for work without any.
+    fn steps(&self) -> u64;
 
     /// How many iterations a piece has: enough that starting one costs nothing beside them.
     fn piece_len(&self) -> u64;
@@ -35,24 +84,36 @@ pub(crate) trait Work: Send + Sync {
 
 /// Makes a unit of work; the block's size matters to the ciphers only.
 pub(crate) fn of_kind(kind: WorkKind, block: BlockSize) -> Result<Box<dyn Work>> {
-    Ok(match kind {
-        WorkKind::Float => Box::new(Float),
-        WorkKind::Xts => Box::new(XtsWork { cipher: xts(&bench_key::<64>(), Backend::Fastest)?, block }),
-        WorkKind::Gcm => {
-            Box::new(GcmWork { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(bench_key())), block })
-        }
+    Ok(match kind.cipher(block)? {
+        Some(cipher) => Box::new(Blocks { cipher, block }),
+        None if kind == WorkKind::Mixed => Box::new(Mixed { cipher: cipher::xts(block)?, block }),
+        None => Box::new(Float),
     })
 }
 
-/// A key that protects nothing; always the same, so that checksums can be compared between machines.
-fn bench_key<const N: usize>() -> [u8; N] {
-    let mut key = [0; N];
-    key.iter_mut().zip(0x40_u8..).for_each(|(byte, value)| *byte = value);
-    key
+/// The parser of `--block`.
+pub(crate) fn block_size(text: &str) -> Result<BlockSize, String> {
+    let bytes = u32::try_from(text.parse::<ByteCount>()?.0).ok();
+    let size = bytes.and_then(BlockSize::new).filter(|size| *size != BlockSize::BYTE);
+    size.ok_or_else(|| "a block is a power of two from 512 bytes to 64 KiB".to_owned())
+}
+
+/// The start of a piece's orbit.
+fn seed(iteration: u64) -> f64 {
+    let seed = u32::try_from(iteration % 1_000_003).unwrap_or(0);
+    black_box(f64::from(seed + 1) / 1_000_005.0)
 }
 
 /// The orbit of a point under the logistic map, which is chaotic: one wrong bit anywhere changes the
 /// end.
+fn orbit(mut x: f64, steps: u64) -> f64 {
+    for _ in 0..steps {
+        x *= 3.99 * (1.0 - x);
+    }
+    black_box(x)
+}
+
+/// Floating point alone.
 struct Float;
 
 impl Work for Float {
@@ -64,27 +125,26 @@ impl Work for Float {
         0
     }
 
+    fn steps(&self) -> u64 {
+        1
+    }
+
     fn piece_len(&self) -> u64 {
         1 << 16
     }
 
     fn piece(&self, iterations: Range<u64>, _block: &mut [u8]) -> Result<u64> {
-        let seed = u32::try_from(iterations.start % 1_000_003).unwrap_or(0);
-        let mut x = black_box(f64::from(seed + 1) / 1_000_005.0);
-        for _ in iterations {
-            x *= 3.99 * (1.0 - x);
-        }
-        Ok(black_box(x).to_bits())
+        Ok(orbit(seed(iterations.start), iterations.end - iterations.start).to_bits())
     }
 }
 
-/// Blocks under AES-256-XTS, by the same backend that volumes use.
-struct XtsWork {
-    cipher: Box<dyn Xts>,
+/// Blocks under a cipher alone.
+struct Blocks {
+    cipher: Box<dyn Cipher>,
     block: BlockSize,
 }
 
-impl Work for XtsWork {
+impl Work for Blocks {
     fn name(&self) -> String {
         self.cipher.name().to_owned()
     }
@@ -93,57 +153,59 @@ impl Work for XtsWork {
         self.block.len()
     }
 
+    fn steps(&self) -> u64 {
+        0
+    }
+
     fn piece_len(&self) -> u64 {
         256
     }
 
+    /// The tags vouch for the ciphertext where there are any.
     fn piece(&self, iterations: Range<u64>, block: &mut [u8]) -> Result<u64> {
         block.fill(0);
+        let mut tags = None;
         for iteration in iterations {
-            self.cipher.encrypt(block, self.block, iteration)?;
+            if let Some(tag) = self.cipher.encrypt(iteration, block)? {
+                *tags.get_or_insert(0) ^= tag;
+            }
         }
-        Ok(fold(block))
+        Ok(tags.unwrap_or_else(|| fold(block)))
     }
 }
 
-/// Blocks under AES-256-GCM, each with a nonce of its own.
-struct GcmWork {
-    cipher: Aes256Gcm,
+/// The computation of [`Float`], and blocks in between.
+struct Mixed {
+    cipher: Box<dyn Cipher>,
     block: BlockSize,
 }
 
-impl Work for GcmWork {
+impl Work for Mixed {
     fn name(&self) -> String {
-        "aes-256-gcm, RustCrypto".to_owned()
+        format!("floating point with {} every {STEPS_PER_BLOCK} steps", self.cipher.name())
     }
 
     fn block(&self) -> usize {
         self.block.len()
     }
 
+    fn steps(&self) -> u64 {
+        STEPS_PER_BLOCK
+    }
+
     fn piece_len(&self) -> u64 {
-        256
+        16
     }
 
     fn piece(&self, iterations: Range<u64>, block: &mut [u8]) -> Result<u64> {
         block.fill(0);
-        let mut checksum = 0;
+        let mut x = seed(iterations.start);
         for iteration in iterations {
-            let mut nonce = [0; 12];
-            nonce[4..].copy_from_slice(&iteration.to_be_bytes());
-            let tag = self.cipher.encrypt_inout_detached(&Nonce::from(nonce), b"", (&mut *block).into());
-            let tag =
-                tag.map_err(|_| Error::new(ErrorKind::InvalidInput, "the block is too large for AES-GCM"))?;
-            checksum ^= fold(&tag);
+            x = orbit(x, STEPS_PER_BLOCK);
+            self.cipher.encrypt(iteration, block)?;
         }
-        Ok(checksum)
+        Ok(x.to_bits() ^ fold(block))
     }
-}
-
-/// Exclusive-or of a block's 64-bit words.
-fn fold(block: &[u8]) -> u64 {
-    let words = block.chunks_exact(8).filter_map(|word| word.try_into().ok());
-    words.fold(0, |sum, word| sum ^ u64::from_le_bytes(word))
 }
 
 #[cfg(test)]
@@ -156,9 +218,7 @@ mod tests {
     }
 
     fn all() -> Vec<Box<dyn Work>> {
-        [WorkKind::Float, WorkKind::Xts, WorkKind::Gcm]
-            .map(|kind| of_kind(kind, BlockSize::B4096).unwrap())
-            .into()
+        WorkKind::value_variants().iter().map(|kind| of_kind(*kind, BlockSize::B4096).unwrap()).collect()
     }
 
     #[test]
@@ -178,17 +238,26 @@ mod tests {
     }
 
     #[test]
-    fn xts_is_the_one_that_the_reference_computes() {
-        let key = bench_key::<64>();
-        let reference = XtsWork { cipher: xts(&key, Backend::Reference).unwrap(), block: BlockSize::B4096 };
-        let work = of_kind(WorkKind::Xts, BlockSize::B4096).unwrap();
-        assert_eq!(piece(work.as_ref(), 7..17), piece(&reference, 7..17));
-    }
-
-    #[test]
     fn gcm_is_the_one_that_another_program_computed() {
         let work = of_kind(WorkKind::Gcm, BlockSize::B4096).unwrap();
         assert_eq!(piece(work.as_ref(), 3..6), GCM_CHECKSUM);
+    }
+
+    #[test]
+    fn mixed_work_is_floating_point_and_xts() {
+        let [mixed, xts] =
+            [WorkKind::Mixed, WorkKind::Xts].map(|kind| of_kind(kind, BlockSize::B512).unwrap());
+        let float = piece(&Float, 7..7 + 3 * STEPS_PER_BLOCK);
+        assert_eq!(piece(mixed.as_ref(), 7..10), float ^ piece(xts.as_ref(), 7..10));
+    }
+
+    #[test]
+    fn blocks_have_bounds() {
+        assert_eq!(block_size("4KiB"), Ok(BlockSize::B4096));
+        assert_eq!(block_size("64K").unwrap().bytes(), 65_536);
+        for bad in ["", "1", "256", "1000", "128K", "8G"] {
+            assert!(block_size(bad).is_err(), "{bad}");
+        }
     }
 
     /// Python's arithmetic on the same seed.

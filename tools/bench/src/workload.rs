@@ -1,0 +1,184 @@
+//! The workloads that NBD clients run against servers: nbdcopy, fio's nbd engine, qemu-img bench.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hostveil::error::{Error, ErrorKind, Result};
+use serde_json::Value;
+
+use crate::child::Child;
+use crate::figure::float;
+use crate::server::Server;
+
+/// How long a workload may take before it is taken to hang.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// One workload.
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    tool: Tool,
+}
+
+enum Tool {
+    Nbdcopy { write: bool, connections: u8 },
+    Fio { rw: &'static str, block: &'static str, depth: u16, jobs: u16 },
+    QemuImg { write: bool, count: u64, depth: u16, len: u64 },
+}
+
+const fn nbdcopy(name: &'static str, write: bool, connections: u8) -> Workload {
+    Workload { name, tool: Tool::Nbdcopy { write, connections } }
+}
+
+const fn fio(name: &'static str, rw: &'static str, block: &'static str, depth: u16, jobs: u16) -> Workload {
+    Workload { name, tool: Tool::Fio { rw, block, depth, jobs } }
+}
+
+const fn qemu_img(name: &'static str, write: bool, count: u64, depth: u16, len: u64) -> Workload {
+    Workload { name, tool: Tool::QemuImg { write, count, depth, len } }
+}
+
+/// All of them.
+pub(crate) const WORKLOADS: &[Workload] = &[
+    nbdcopy("nbdcopy read 1M, 1 connection", false, 1),
+    nbdcopy("nbdcopy write 1M, 1 connection", true, 1),
+    nbdcopy("nbdcopy read 1M, 4 connections", false, 4),
+    nbdcopy("nbdcopy write 1M, 4 connections", true, 4),
+    fio("fio read 128k q16", "read", "128k", 16, 1),
+    fio("fio write 128k q16", "write", "128k", 16, 1),
+    fio("fio read 1M q4 x4", "read", "1M", 4, 4),
+    fio("fio write 1M q4 x4", "write", "1M", 4, 4),
+    fio("fio randread 4k q1", "randread", "4k", 1, 1),
+    fio("fio randwrite 4k q1", "randwrite", "4k", 1, 1),
+    fio("fio randread 4k q32", "randread", "4k", 32, 1),
+    fio("fio randwrite 4k q32", "randwrite", "4k", 32, 1),
+    fio("fio randread 4k q16 x4", "randread", "4k", 16, 4),
+    fio("fio randwrite 4k q16 x4", "randwrite", "4k", 16, 4),
+    qemu_img("qemu-img bench read 4k d16", false, 20_000, 16, 4096),
+    qemu_img("qemu-img bench write 4k d16", true, 20_000, 16, 4096),
+    qemu_img("qemu-img bench read 64k d8", false, 8000, 8, 65_536),
+];
+
+/// What one run of a workload came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sample {
+    pub(crate) bytes: f64,
+    pub(crate) seconds: f64,
+    /// The 99th percentile of the latency in microseconds, where the client measures it.
+    pub(crate) p99: Option<f64>,
+}
+
+impl Workload {
+    /// The client that it needs.
+    pub(crate) fn program(&self) -> &'static str {
+        match self.tool {
+            Tool::Nbdcopy { .. } => "nbdcopy",
+            Tool::Fio { .. } => "fio",
+            Tool::QemuImg { .. } => "qemu-img",
+        }
+    }
+
+    /// Whether its requests are so small that their number matters, not their bytes.
+    pub(crate) fn is_small(&self) -> bool {
+        self.name.contains(" 4k ")
+    }
+
+    /// Runs it once. `source` holds as many bytes as the disk; `time` is for the clients that take one.
+    pub(crate) fn run(&self, server: &Server, source: &Path, time: Duration) -> Result<Sample> {
+        let size = server.size;
+        match self.tool {
+            Tool::Nbdcopy { write, connections } => {
+                let mut command = Command::new("nbdcopy");
+                command.args(["--request-size=1048576", "--requests=16"]);
+                command.arg(format!("--connections={connections}"));
+                if write {
+                    command.arg(source).arg(server.uri());
+                } else {
+                    command.args([server.uri().as_str(), "null:"]);
+                }
+                let start = Instant::now();
+                Child::run(command, PATIENCE)?;
+                Ok(Sample { bytes: float(size.into()), seconds: start.elapsed().as_secs_f64(), p99: None })
+            }
+            Tool::Fio { rw, block, depth, jobs } => {
+                let output = Child::run(fio_command(server, [rw, block], depth, jobs, time), PATIENCE)?;
+                fio_sample(&output, rw.contains("write")).ok_or_else(|| not_understood("fio", &output))
+            }
+            Tool::QemuImg { write, count, depth, len } => {
+                let count = count.min(size / len);
+                let mut command = Command::new("qemu-img");
+                command.args(["bench", "-f", "raw", "-c", &count.to_string(), "-d", &depth.to_string()]);
+                command.args(["-s", &len.to_string()]).args(write.then_some("-w")).arg(server.uri());
+                let output = Child::run(command, PATIENCE)?;
+                let seconds = qemu_img_seconds(&output).ok_or_else(|| not_understood("qemu-img", &output))?;
+                Ok(Sample { bytes: float((count * len).into()), seconds, p99: None })
+            }
+        }
+    }
+}
+
+fn fio_command(server: &Server, [rw, block]: [&str; 2], depth: u16, jobs: u16, time: Duration) -> Command {
+    let mut command = Command::new("fio");
+    // The engine has to be named before its options.
+    command.args(["--name=work", "--ioengine=nbd"]).arg(format!("--uri={}", server.uri()));
+    command.args([format!("--rw={rw}"), format!("--bs={block}"), format!("--iodepth={depth}")]);
+    command.args([format!("--numjobs={jobs}"), format!("--size={}", server.size)]);
+    command.arg("--time_based").arg(format!("--runtime={}ms", time.as_millis()));
+    command.args([
+        "--norandommap",
+        "--randrepeat=0",
+        "--thread",
+        "--group_reporting",
+        "--output-format=json",
+    ]);
+    command
+}
+
+/// What fio's JSON says of the one group of jobs.
+fn fio_sample(output: &str, write: bool) -> Option<Sample> {
+    let report: Value = serde_json::from_str(output.get(output.find('{')?..)?).ok()?;
+    let job = report["jobs"].get(0)?;
+    let side = &job[if write { "write" } else { "read" }];
+    let (bytes, rate) = (side["io_bytes"].as_f64()?, side["bw_bytes"].as_f64()?);
+    let p99 = side["clat_ns"]["percentile"]["99.000000"].as_f64().map(|nanos| nanos / 1000.0);
+    let good = job["error"].as_i64() == Some(0) && bytes > 0.0 && rate > 0.0;
+    good.then(|| Sample { bytes, seconds: bytes / rate, p99 })
+}
+
+/// "Run completed in 0.123 seconds."
+fn qemu_img_seconds(output: &str) -> Option<f64> {
+    let seconds = output.split_once("completed in ")?.1.split_whitespace().next()?.parse().ok()?;
+    (seconds > 0.0).then_some(seconds)
+}
+
+fn not_understood(program: &str, output: &str) -> Error {
+    let start: String = output.chars().take(200).collect();
+    Error::new(ErrorKind::Io, format!("{program} reported an error, or something unknown: {start}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_print_is_understood() {
+        let fio = r#"note
+        {"jobs":[{"error":0,"read":{"io_bytes":8192,"bw_bytes":4096,"clat_ns":{"percentile":{"99.000000":5000}}},
+        "write":{"io_bytes":0,"bw_bytes":0}}]}"#;
+        let sample = Sample { bytes: 8192.0, seconds: 2.0, p99: Some(5.0) };
+        assert_eq!(fio_sample(fio, false), Some(sample));
+        assert_eq!(fio_sample(fio, true), None, "nothing was written");
+        assert_eq!(fio_sample(&fio.replace("\"error\":0", "\"error\":5"), false), None);
+        assert_eq!(qemu_img_seconds("Sending\nRun completed in 1.250 seconds.\n"), Some(1.25));
+        for bad in ["", "Run completed in no time", "completed in "] {
+            assert_eq!(qemu_img_seconds(bad), None);
+        }
+    }
+
+    #[test]
+    fn no_two_workloads_have_one_name() {
+        for (number, workload) in WORKLOADS.iter().enumerate() {
+            assert!(WORKLOADS[..number].iter().all(|other| other.name != workload.name));
+        }
+    }
+}
