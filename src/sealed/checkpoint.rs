@@ -53,6 +53,9 @@ impl Core {
     fn checkpoint(&self, root: &mut Root, frozen: &Stage, cut: Link) -> Result<()> {
         let mut changes = MapChanges::of(frozen);
         let map = self.merge_map(&root.superblock.map_root, &mut changes)?;
+        if active(Mutant::FreeBeforeSync) {
+            self.release(&changes, frozen)?;
+        }
         let bitmap = self.merge_bits(root, &changes)?;
         if !active(Mutant::NoCheckpointSync) {
             self.store.sync_pages()?;
@@ -65,9 +68,6 @@ impl Core {
             ..root.superblock.clone()
         };
         self.anchor_before(&superblock)?;
-        if active(Mutant::FreeBeforeSuperblock) {
-            self.release(&changes, frozen)?;
-        }
         write_superblock(&self.store, &superblock, self.keys.mac())?;
         self.store.sync_pages()?;
         if active(Mutant::AnchorAfterSuperblock) {
@@ -76,7 +76,7 @@ impl Core {
         self.superblock_is_durable(&superblock);
         root.superblock = superblock;
         self.publish(root, map);
-        if active(Mutant::FreeBeforeSuperblock) { Ok(()) } else { self.release(&changes, frozen) }
+        if active(Mutant::FreeBeforeSync) { Ok(()) } else { self.release(&changes, frozen) }
     }
 
     fn merge_bits(&self, root: &mut Root, changes: &MapChanges<'_>) -> Result<Merged> {
