@@ -14,8 +14,8 @@ pub enum Mutant {
     AcknowledgeWithoutSync,
     /// Blocks that the group in the checkpoint superseded are free after the next group.
     FreeFrozen,
-    /// A checkpoint frees blocks before its superblock is durable.
-    FreeBeforeSuperblock,
+    /// A checkpoint frees blocks before anything of it is durable.
+    FreeBeforeSync,
     /// Recovery believes the last groups without looking at their data.
     BelieveTail,
     /// A checkpoint does not sync its pages before its superblock.
