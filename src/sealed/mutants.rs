@@ -1,6 +1,6 @@
 //! Faults that can be switched on in tests, so that the tests show that they would find them.
 //!
-//! Without the feature `mutants`, which only tests turn on, [`active`] is the constant `false`, and
+//! Without the feature `mutants`, which only tests turn on, `active` is the constant `false`, and
 //! nothing is recorded.
 
 /// A fault: a rule of docs/sealed-format.md that is broken.
