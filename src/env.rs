@@ -1,5 +1,5 @@
 //! What a simulator or a test replaces: the source of randomness, and the progress and cancellation
-//! of long work.
+//! of long work; and threads for that.
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -52,4 +52,17 @@ impl Progress for Silent {
     fn cancelled(&self) -> bool {
         false
     }
+}
+
+/// Runs `work` in a pool of at most `threads` threads, and no more than there are processors. They have
+/// ended when this returns: a server enters its sandbox after such work, and a thread that was there
+/// before could stay outside.
+///
+/// # Errors
+/// Those of `work`; [`ErrorKind::OutOfMemory`] without threads.
+pub fn in_threads_of_its_own<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.clamp(1, processors));
+    let done = pool.build_scoped(rayon::ThreadBuilder::run, |pool| pool.install(work));
+    done.map_err(|e| Error::new(ErrorKind::OutOfMemory, "no threads for long work").because(e))?
 }

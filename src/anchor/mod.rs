@@ -113,6 +113,13 @@ impl AnchorAddress {
         }
     }
 
+    /// The directory in which an update changes files.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let Self::File(path) = self;
+        let parent = path.parent()?;
+        Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+    }
+
     /// The anchor there.
     ///
     /// # Errors

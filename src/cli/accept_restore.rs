@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::anchor::{AnchorAddress, Record};
-use crate::volume::Restored;
+use crate::backing::Access;
+use crate::volume::{LocatedMaintenance, Maintenance};
 
 use super::attach::shell_quoted;
 use super::place::LimitArgs;
@@ -38,9 +39,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let located = Restored::locate(&args.disk, &args.limits.limits())?;
+    let located = LocatedMaintenance::at(&args.disk, Access::ReadWrite, &args.limits.limits())?;
     let passphrase = args.key.existing(&args.disk.display().to_string())?;
-    let restored = located.unlock(&passphrase, args.anchor.clone())?;
+    let restored = located.unlock(&passphrase, Some(args.anchor.clone()))?;
     let said = match &args.state {
         Some(state) => {
             let accepted = restored.accept(state)?;
@@ -51,7 +52,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(super::print(&said)?)
 }
 
-fn show(args: &Args, restored: &Restored) -> Result<String> {
+fn show(args: &Args, restored: &Maintenance) -> Result<String> {
     let states = restored.states()?;
     let both = format!("In the store:   {}\nAt the anchor:  {}\n", states.found, states.anchored);
     if states.found == states.anchored {

@@ -3,9 +3,11 @@
 
 mod accept_restore;
 mod attach;
+mod check;
 mod demo;
 mod exit;
 mod format;
+mod grow;
 mod header;
 mod inspect;
 mod key;
@@ -48,11 +50,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Format(format::Args),
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Inspect(inspect::Args),
     Key(key::Args),
     Header(header::Args),
     AcceptRestore(accept_restore::Args),
+    Check(check::Args),
+    Grow(grow::Args),
     Demo(demo::Args),
 }
 
@@ -72,6 +76,8 @@ pub fn run() -> ExitCode {
     start_log(cli.verbose, &cli.command);
     let result = match cli.command {
         Command::AcceptRestore(args) => accept_restore::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Grow(args) => grow::run(&args),
         Command::Format(args) => format::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),

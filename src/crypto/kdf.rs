@@ -8,6 +8,7 @@
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroize;
 
+use crate::env::in_threads_of_its_own;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteCount;
 
@@ -231,18 +232,8 @@ impl Kdf {
                 .hash_password_into_with_memory(passphrase, &self.salt, out, &mut memory.0[..])
                 .map_err(refused)
         };
-        in_threads_of_its_own(lanes, derive)
+        in_threads_of_its_own(usize::try_from(lanes).unwrap_or(usize::MAX), derive)
     }
-}
-
-/// Runs `work` in a pool of at most `threads` threads, which have ended when this returns: a server
-/// enters its sandbox after it has derived keys, and a thread that was there before could stay outside.
-fn in_threads_of_its_own<T: Send>(threads: u32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = usize::try_from(threads).map_or(processors, |threads| threads.clamp(1, processors));
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    let done = pool.build_scoped(rayon::ThreadBuilder::run, |pool| pool.install(work));
-    done.map_err(|e| Error::new(ErrorKind::OutOfMemory, "no threads for key derivation").because(e))?
 }
 
 /// Argon2's memory, zeroed on drop.

@@ -4,11 +4,11 @@
 mod create;
 mod create_sealed;
 mod describe;
+mod maintain;
 mod manage;
 mod manage_sealed;
 mod open;
 mod open_sealed;
-mod restored;
 mod spot;
 mod upkeep;
 
@@ -21,9 +21,9 @@ pub use crate::luks::DiscardPolicy;
 pub use create::{CreateOptions, Format, Made, Target, create};
 pub use create_sealed::SealedFormat;
 pub use describe::{Description, SealedDescription, SealedUsage, describe, usage};
+pub use maintain::{LocatedMaintenance, Maintenance, States};
 pub use manage::{Managed, Slots, Unlocked, restore};
 pub use open::{Located, OpenOptions, Volume};
-pub use restored::{LocatedRestored, Restored, States};
 
 /// The formats of volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,6 +73,15 @@ impl Volume {
         Self { disk, kind, uuid, upkeep }
     }
 
+    /// Starts what the volume needs beside its users: a thread, where it is sealed and can be written.
+    /// A server enters its sandbox first.
+    ///
+    /// # Errors
+    /// Without another thread.
+    pub fn start_upkeep(&mut self) -> Result<()> {
+        self.upkeep.as_mut().map_or(Ok(()), Upkeep::start)
+    }
+
     /// Flushes, and leaves nothing to recover; nobody uses the disk any more. Just dropping a volume is
     /// like a crash: what was flushed is there.
     pub fn close(self) -> Result<()> {

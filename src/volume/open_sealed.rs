@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::anchor::{AnchorAddress, AnchorMode};
 use crate::backing::{Backing, FileBacking};
 use crate::block::{BufferPool, ByteGranular, Disk};
-use crate::env::OsEntropy;
+use crate::env::{OsEntropy, in_threads_of_its_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::{self, KeySchedule, Limits, MountOptions, Parameters, RawHeader, SlotSecret};
 use crate::secret::Passphrase;
@@ -62,16 +62,14 @@ impl LocatedSealed {
             limits: Some(limits_for(parameters.logical_blocks, self.options.discard)),
             clocks: clocks(),
         };
-        let device = sealed::Device::mount(&backing, unlocked.derive_keys()?, &options, &OsEntropy)
-            .map_err(|e| at(&self.path, e))?;
+        let keys = unlocked.derive_keys()?;
+        let mount = || sealed::Device::mount(&backing, keys, &options, &OsEntropy);
+        let device = in_threads_of_its_own(usize::MAX, mount).map_err(|e| at(&self.path, e))?;
         if !self.options.read_only {
             unlocked.repair(&*backing)?;
         }
         let disk = Disk::new(ByteGranular::new(Disk::new(device.clone()), pool));
-        let upkeep = match self.options.read_only {
-            true => None,
-            false => Some(Upkeep::of(device, mode)?),
-        };
+        let upkeep = (!self.options.read_only).then(|| Upkeep::of(device, mode));
         Ok(Volume::new(disk, VolumeType::Sealed, uuid, upkeep))
     }
 }

@@ -19,22 +19,28 @@ const LAZY: Duration = Duration::from_secs(1);
 /// Upkeep of a mounted volume.
 pub(super) struct Upkeep {
     device: Device,
+    mode: AnchorMode,
     stopping: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Upkeep {
+    /// That of a volume; it begins with [`Self::start`].
+    pub(super) fn of(device: Device, mode: AnchorMode) -> Self {
+        Self { device, mode, stopping: Arc::default(), thread: None }
+    }
+
     /// Begins it.
     ///
     /// # Errors
     /// Without another thread.
-    pub(super) fn of(device: Device, mode: AnchorMode) -> Result<Self> {
-        let stopping = Arc::new((Mutex::new(false), Condvar::new()));
-        let (kept, told) = (device.clone(), Arc::clone(&stopping));
+    pub(super) fn start(&mut self) -> Result<()> {
+        let (device, mode, told) = (self.device.clone(), self.mode, Arc::clone(&self.stopping));
         let thread = std::thread::Builder::new().name("upkeep".into());
-        let thread = thread.spawn(move || keep(&kept, mode, &told));
-        let thread = thread.map_err(|e| Error::io("cannot start a thread for the volume's upkeep", e))?;
-        Ok(Self { device, stopping, thread: Some(thread) })
+        let thread = thread.spawn(move || keep(&device, mode, &told));
+        let failed = |e| Error::io("cannot start a thread for the volume's upkeep", e);
+        self.thread = Some(thread.map_err(failed)?);
+        Ok(())
     }
 
     /// Ends it, flushes, and leaves nothing to recover.

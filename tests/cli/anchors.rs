@@ -115,3 +115,21 @@ fn a_configuration_file_names_anchors_too() {
     serving.write(0, b"one").unwrap();
     serving.stop(Signal::TERM).succeeds();
 }
+
+/// The sandbox leaves room for the anchor, and for nothing else.
+#[test]
+fn an_anchor_moves_inside_the_sandbox() {
+    let place = Place::with_anchored_volume(AnchorMode::Strict);
+    std::fs::create_dir(place.path("elsewhere")).unwrap();
+    std::fs::rename(place.path("vm.anchor"), place.path("elsewhere/vm.anchor")).unwrap();
+    let serving = place.serve("--key-file vm.key --anchor file:elsewhere/vm.anchor --socket s disk.img");
+    let sandbox = serving.ready["sandbox"].as_str().unwrap();
+    assert!(sandbox.starts_with("landlock ABI ") && sandbox.ends_with(" + seccomp"), "{sandbox}");
+    let before = place.read("elsewhere/vm.anchor");
+    serving.write(0, b"something").unwrap();
+    assert_ne!(place.read("elsewhere/vm.anchor"), before);
+    let outcome = serving.stop(Signal::TERM).succeeds();
+    for odd in ["ERROR", "the sandbox is without", "not bound by"] {
+        assert!(!outcome.stderr.contains(odd), "{outcome:?}");
+    }
+}

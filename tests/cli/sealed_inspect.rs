@@ -37,7 +37,7 @@ fn a_header_is_shown_without_a_key() {
 fn with_a_key_it_says_how_full_the_volume_is() {
     let place = Place::with_sealed_volume();
     let serving = place.serve("--key-file vm.key --socket s disk.img");
-    serving.write(0, &[7; 10 * 4096]).unwrap();
+    serving.write(0, &vec![7; 10 * 4096]).unwrap();
     place
         .run("inspect --unlock --key-file vm.key disk.img")
         .fails(5, "disk.img is in use by another program");

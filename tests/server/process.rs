@@ -15,7 +15,7 @@ use hostveil::env::{OsEntropy, Silent};
 use hostveil::luks;
 use hostveil::secret::{Passphrase, SecretBytes};
 use hostveil::units::{BlockSize, ByteCount};
-use hostveil::volume::{self, CreateOptions, DiscardPolicy, Located, OpenOptions, Place, Target, VolumeType};
+use hostveil::volume::{self, CreateOptions, DiscardPolicy, Format, Located, OpenOptions, Place, Target};
 
 const KEY: &[u8] = b"the key file's bytes";
 /// A program that takes longer to end hangs: it gives connections ten seconds.
@@ -41,10 +41,8 @@ impl Volume {
         fs::write(&key, KEY).unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         let options = CreateOptions {
-            kind: VolumeType::Luks,
+            format: Format::Luks { sector_size: BlockSize::B4096, label: String::new() },
             size: Some(ByteCount(size)),
-            sector_size: BlockSize::B4096,
-            label: String::new(),
             pbkdf: luks::Pbkdf::Exactly(KdfAlgorithm::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 }),
             preallocate: false,
             force: false,
@@ -63,6 +61,8 @@ impl Volume {
             uuid: None,
             limits,
             require_authenticated_header: false,
+            anchor: None,
+            anchor_mode: None,
         };
         let place = Place { disk: self.disk.clone(), header: None };
         Located::at(&place, &options).unwrap().unlock(&passphrase(), pool).unwrap()
