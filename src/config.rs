@@ -40,6 +40,8 @@ pub struct Config {
     pub max_connections: Option<usize>,
     /// The most memory that all clients together can make the server take.
     pub max_memory: Option<ByteCount>,
+    /// Where the server's figures are told: a Unix socket, or a loopback address.
+    pub metrics: Option<Address>,
     /// The exports; at least one.
     pub exports: Vec<ExportConfig>,
 }
@@ -115,6 +117,7 @@ impl Config {
             max_kdf_memory: file.max_kdf_memory.as_deref().map(size).transpose()?,
             max_connections: file.max_connections,
             max_memory: file.max_memory.as_deref().map(size).transpose()?,
+            metrics: file.metrics.map(|listen| listen.address(directory)).transpose()?,
             exports: file.export.into_iter().map(|export| export.check(directory)).collect::<Result<_>>()?,
         };
         config.check()?;
@@ -136,6 +139,14 @@ impl Config {
         }
         for address in &self.listen {
             self.check_address(address)?;
+        }
+        if let Some(Address::Tcp(address)) = &self.metrics
+            && !address.ip().is_loopback()
+        {
+            let what = format!(
+                "{address} can be reached from other machines, and figures are for everybody who asks"
+            );
+            return Err(invalid(what).hint("tell them at a loopback address or a Unix socket"));
         }
         self.exports.iter().try_for_each(|export| self.check_export(export))
     }
@@ -185,6 +196,7 @@ struct File {
     max_kdf_memory: Option<String>,
     max_connections: Option<usize>,
     max_memory: Option<String>,
+    metrics: Option<Listen>,
     #[serde(default)]
     export: Vec<Export>,
 }

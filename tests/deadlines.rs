@@ -14,7 +14,7 @@ use support::{Client, GOOD, READ, Running, WRITE, hello, pattern, request};
 /// Short enough to wait for.
 const SHORT: Duration = Duration::from_millis(300);
 /// The least memory that a server of a few connections can have: room for one large request in common.
-const LITTLE: usize = 52 << 20;
+const LITTLE: usize = 80 << 20;
 
 fn few() -> Limits {
     Limits { connections: 4, handshakes: 4, ..Limits::default() }

@@ -119,7 +119,7 @@ fn sixty_four_connections_at_depth_thirty_two_stay_under_the_cap() {
 #[test]
 fn a_thousand_hostile_connections_stay_under_the_cap() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let limits = Limits { memory: 96 * MIB, ..Limits::default() };
+    let limits = Limits { memory: 112 * MIB, ..Limits::default() };
     raise_descriptor_limit();
     let done = AtomicBool::new(false);
     let peak = peak(limits, |running| {

@@ -50,7 +50,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Format(format::Args),
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Inspect(inspect::Args),
     Key(key::Args),
     Header(header::Args),

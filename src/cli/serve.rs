@@ -38,8 +38,9 @@ pub(super) struct Args {
 
     /// Serve what this TOML file says: one export or several
     #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "header", "KeyArgs", "socket", "listen",
-        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "max_kdf_memory",
-        "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode", "read_only", "discard"])]
+        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "metrics",
+        "max_kdf_memory", "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode", "read_only",
+        "discard"])]
     config: Option<PathBuf>,
 
     /// The file with the volume's header, where it is kept apart from the data
@@ -120,6 +121,11 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = DiscardArg::Ignore)]
     discard: DiscardArg,
 
+    /// Tell the server's figures there, over HTTP at /metrics in Prometheus's format: ADDR:PORT on
+    /// loopback, or unix:PATH
+    #[arg(long, value_name = "ADDR", value_parser = parse_metrics_address)]
+    metrics: Option<Address>,
+
     /// Leave the process able to do everything that its user can
     #[arg(long)]
     no_sandbox: bool,
@@ -142,6 +148,13 @@ fn parse_export_name(text: &str) -> Result<String, String> {
         0..=4096 if !text.contains('\0') => Ok(text.to_owned()),
         _ => Err("an export's name has at most 4096 bytes".to_owned()),
     }
+}
+
+fn parse_metrics_address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return std::path::absolute(path).map(Address::Unix).map_err(|e| format!("'{path}' is no path: {e}"));
+    }
+    text.parse().map(Address::Tcp).map_err(|_| "write ADDR:PORT or unix:PATH".to_owned())
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -187,6 +200,7 @@ impl Args {
             max_kdf_memory: self.max_kdf_memory,
             max_connections: self.max_connections.map(usize::from),
             max_memory: self.max_memory,
+            metrics: self.metrics.clone(),
             exports: vec![export],
         })
     }

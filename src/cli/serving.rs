@@ -37,6 +37,8 @@ pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     let tls = config.tls_certificates.as_deref().map(TlsConfig::load).transpose()?;
     // Bound before a passphrase is asked for: a taken socket should not cost a key derivation.
     let fronts = fronts(config)?;
+    let figures =
+        config.metrics.as_ref().map(|address| Listener::bind(address, config.socket_group)).transpose()?;
     let pool = limits.pool();
     let mut volumes = unlock(config, located, &pool)?;
     let services = config.exports.iter().zip(&volumes).map(|(export, volume)| service(export, volume));
@@ -45,11 +47,14 @@ pub(super) fn serve(config: &Config, manner: &Manner) -> Result<()> {
     let manager = Notifier::connect();
     let signals = signals()?;
     // All that needs files, sockets or other programs' answers is done, and no thread has started.
-    let sandbox = enter_sandbox(manner, config, &fronts);
+    let sandbox = enter_sandbox(manner, config, &fronts, figures.as_ref());
     volumes.iter_mut().try_for_each(Volume::start_upkeep)?;
     let server = Server::new(services, pool, options)?;
     hear(signals, server.stopper())?;
-    announce(config, &fronts, &volumes, manner.json, &sandbox)?;
+    let metrics = figures.as_ref().map(|listener| listener.address().to_string());
+    figures.map_or(Ok(()), |listener| server.tell_figures(listener))?;
+    tracing::info!(sandbox, metrics, exports = volumes.len(), "serving");
+    announce(config, &fronts, &volumes, manner.json, &[("sandbox", Some(sandbox)), ("metrics", metrics)])?;
     manager.ready(&format!("serving {} export(s)", volumes.len()));
     let result = server.run(fronts);
     manager.stopping();
@@ -136,11 +141,12 @@ pub(super) fn export(name: &str, volume: &Volume) -> Result<Export> {
 }
 
 /// Enters the sandbox, unless that was declined. Says what holds, for the log and for scripts.
-fn enter_sandbox(manner: &Manner, config: &Config, fronts: &[Front]) -> String {
+fn enter_sandbox(manner: &Manner, config: &Config, fronts: &[Front], figures: Option<&Listener>) -> String {
     if !manner.sandbox {
         return "off".to_owned();
     }
-    let files = fronts.iter().filter_map(|front| front.listener.own_file());
+    let listeners = fronts.iter().map(|front| &front.listener).chain(figures);
+    let files = listeners.filter_map(Listener::own_file);
     let sockets = files.map(|file| file.parent().unwrap_or(Path::new("/")).to_owned()).collect();
     // An anchor's record is replaced by another file.
     let writers = config.exports.iter().filter(|export| !export.read_only);
@@ -166,9 +172,14 @@ fn hear(mut signals: Signals, stopper: Stopper) -> Result<()> {
 }
 
 /// Says on stdout that the server is ready, and how to reach it: in JSON one line, with all there is to
-/// say of an only export at the top as well.
-fn announce(config: &Config, fronts: &[Front], volumes: &[Volume], json: bool, sandbox: &str) -> Result<()> {
-    tracing::info!(sandbox, exports = volumes.len(), "serving");
+/// say of an only export at the top as well, and with `more` about the server.
+fn announce(
+    config: &Config,
+    fronts: &[Front],
+    volumes: &[Volume],
+    json: bool,
+    more: &[(&str, Option<String>)],
+) -> Result<()> {
     let mut exports = Vec::new();
     let mut text = String::new();
     for (place, (export, volume)) in config.exports.iter().zip(volumes).enumerate() {
@@ -191,7 +202,9 @@ fn announce(config: &Config, fronts: &[Front], volumes: &[Volume], json: bool, s
     if json {
         let mut line = if exports.len() == 1 { exports[0].clone() } else { serde_json::Map::new() };
         line.insert("event".to_owned(), "ready".into());
-        line.insert("sandbox".to_owned(), sandbox.into());
+        for (name, value) in more {
+            line.insert((*name).to_owned(), value.clone().into());
+        }
         line.insert("exports".to_owned(), exports.into());
         return super::print(&format!("{}\n", serde_json::Value::Object(line)));
     }

@@ -45,6 +45,20 @@ impl NbdErrno {
         self as u32
     }
 
+    /// Its name in proto.md.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eperm => "EPERM",
+            Self::Eio => "EIO",
+            Self::Enomem => "ENOMEM",
+            Self::Einval => "EINVAL",
+            Self::Enospc => "ENOSPC",
+            Self::Eoverflow => "EOVERFLOW",
+            Self::Enotsup => "ENOTSUP",
+            Self::Eshutdown => "ESHUTDOWN",
+        }
+    }
+
     /// A few words for the client's user. They depend on the number alone, so that nothing of the
     /// volume or of the server's machine can get out by them.
     pub fn message(self) -> &'static str {

@@ -124,6 +124,12 @@ impl Stream {
         let _ = rustix::net::shutdown(&self.socket.fd, Shutdown::Read);
     }
 
+    /// Makes the other side see the end of the stream, behind all that was sent; receiving goes on. Not
+    /// for TLS, which says goodbye itself.
+    pub fn stop_sending(&self) {
+        let _ = rustix::net::shutdown(&self.socket.fd, Shutdown::Write);
+    }
+
     /// Ends the connection in both directions, for everybody who waits on it.
     pub fn hang_up(&self) {
         if let Some(secured) = self.tls.get() {

@@ -23,8 +23,16 @@ impl Core {
     /// # Errors
     /// After any error the volume takes no more writes.
     pub(crate) fn run_checkpoint(&self) -> Result<()> {
+        self.checkpoint_if(|| true)
+    }
+
+    /// [`Self::run_checkpoint`], unless the one that was waited for has made it needless.
+    pub(crate) fn checkpoint_if(&self, needed: impl FnOnce() -> bool) -> Result<()> {
         let mut root = self.checkpointing();
         self.store.check()?;
+        if !needed() {
+            return Ok(());
+        }
         let Some((frozen, cut)) = self.freeze(&root) else { return Ok(()) };
         self.store.latch(self.checkpoint(&mut root, &frozen, cut))
     }
@@ -45,6 +53,9 @@ impl Core {
     fn checkpoint(&self, root: &mut Root, frozen: &Stage, cut: Link) -> Result<()> {
         let mut changes = MapChanges::of(frozen);
         let map = self.merge_map(&root.superblock.map_root, &mut changes)?;
+        if active(Mutant::FreeBeforeSync) {
+            self.release(&changes, frozen)?;
+        }
         let bitmap = self.merge_bits(root, &changes)?;
         if !active(Mutant::NoCheckpointSync) {
             self.store.sync_pages()?;
@@ -57,9 +68,6 @@ impl Core {
             ..root.superblock.clone()
         };
         self.anchor_before(&superblock)?;
-        if active(Mutant::FreeBeforeSuperblock) {
-            self.release(&changes, frozen)?;
-        }
         write_superblock(&self.store, &superblock, self.keys.mac())?;
         self.store.sync_pages()?;
         if active(Mutant::AnchorAfterSuperblock) {
@@ -68,7 +76,7 @@ impl Core {
         self.superblock_is_durable(&superblock);
         root.superblock = superblock;
         self.publish(root, map);
-        if active(Mutant::FreeBeforeSuperblock) { Ok(()) } else { self.release(&changes, frozen) }
+        if active(Mutant::FreeBeforeSync) { Ok(()) } else { self.release(&changes, frozen) }
     }
 
     fn merge_bits(&self, root: &mut Root, changes: &MapChanges<'_>) -> Result<Merged> {

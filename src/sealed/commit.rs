@@ -75,12 +75,13 @@ impl Core {
         // Part of a group in the journal, and its places still in use: nothing can follow it.
         self.store.latch(written)?;
         tail.unsynced += group.entries();
+        let mut freed = Vec::new();
         if active(Mutant::FreeAtOnce) {
             let stage = Arc::clone(&self.stages().active);
-            self.free_superseded_of(&stage, group);
+            freed = self.free_superseded_of(&stage, group);
         }
         self.make_durable(tail, durable)?;
-        self.absorb(group, durable)?;
+        self.absorb(group, durable, &freed)?;
         self.stages_mut().writing = None;
         Ok(())
     }
@@ -99,7 +100,7 @@ impl Core {
                 let stamp = Stamp {
                     seq: tail.link.seq + 1,
                     previous: tail.link.tag,
-                    synced: tail.synced,
+                    synced: tail.synced.seq,
                     commit: number + 1 == blocks,
                 };
                 let start = bytes.len();
@@ -115,20 +116,20 @@ impl Core {
 
     /// Syncs unless nothing waits for it.
     fn make_durable(&self, tail: &mut Tail, durable: Durable) -> Result<()> {
-        if (durable == Durable::Later && tail.unsynced < MOST_UNSYNCED) || tail.synced == tail.link.seq {
+        if (durable == Durable::Later && tail.unsynced < MOST_UNSYNCED) || tail.synced == tail.link {
             return Ok(());
         }
         if !active(Mutant::AcknowledgeWithoutSync) {
             self.store.sync()?;
         }
-        tail.synced = tail.link.seq;
+        tail.synced = tail.link;
         tail.unsynced = 0;
         self.store.latch(self.freshness.flushed(self.generation(), tail.link))
     }
 
     /// Adds a group that is in the journal to the overlay. Places that it supersedes there stay in use
     /// until a checkpoint covers it (rule R2): until then recovery may end before this group.
-    fn absorb(&self, group: &Stage, durable: Durable) -> Result<()> {
+    fn absorb(&self, group: &Stage, durable: Durable, freed: &[u64]) -> Result<()> {
         let (stage, frozen) = {
             let stages = self.stages();
             (Arc::clone(&stages.active), stages.frozen.clone())
@@ -142,7 +143,7 @@ impl Core {
         }
         stage.absorb(group);
         if active(Mutant::FreeAtOnce) {
-            stage.dead().truncate(before);
+            stage.dead().retain(|place| !freed.contains(place));
         }
         if active(Mutant::FreeAfterGroup) {
             let dead = stage.dead().split_off(before);
@@ -151,17 +152,16 @@ impl Core {
         Ok(())
     }
 
-    /// For mutants: frees what a group supersedes in a stage.
-    fn free_superseded_of(&self, stage: &Stage, group: &Stage) {
+    /// For mutants: frees what a group supersedes in a stage, and says what that was.
+    fn free_superseded_of(&self, stage: &Stage, group: &Stage) -> Vec<u64> {
         let mut places = Vec::new();
         group.for_each_block(|lba, _| {
             let mut found = [None];
             stage.look_up(lba, &mut found);
             places.extend(found[0].filter(|place| !place.is_hole()).map(|place| place.pba));
         });
-        places.into_iter().for_each(|place| {
-            let _ = self.allocator.free(place);
-        });
+        places.retain(|place| self.allocator.free(*place).is_ok());
+        places
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) struct Tail {
     /// The last block that was written.
     pub(crate) link: Link,
     /// The last block that is known to be durable.
-    pub(crate) synced: u64,
+    pub(crate) synced: Link,
     /// Entries written since.
     pub(crate) unsynced: u64,
 }
@@ -126,7 +126,7 @@ impl Core {
                 frozen: None,
                 map_root: superblock.map_root,
             }),
-            commit: Mutex::new(Tail { link: tail, synced: tail.seq, unsynced: 0 }),
+            commit: Mutex::new(Tail { link: tail, synced: tail, unsynced: 0 }),
             released: AtomicU64::new(superblock.cut.seq),
             generation: AtomicU64::new(superblock.generation),
             written: AtomicU64::new(tail.seq),
@@ -189,10 +189,7 @@ impl Core {
     /// Moves the anchor to the last durable journal block.
     pub(crate) fn update_anchor(&self) -> Result<()> {
         let tail = self.committing();
-        if tail.synced == tail.link.seq {
-            self.store.latch(self.freshness.advance(self.generation(), tail.link))?;
-        }
-        Ok(())
+        self.store.latch(self.freshness.advance(self.generation(), tail.synced))
     }
 
     /// Last journal block, and the last one that may be overwritten.

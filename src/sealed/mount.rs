@@ -212,6 +212,9 @@ fn begin_epoch(mut state: State, options: &MountOptions, entropy: &dyn Entropy) 
             Error::new(ErrorKind::ReadOnly, what).hint("open it read-only and copy it to a new volume")
         );
     }
+    if active(Mutant::SaltWithSuperblock) {
+        state.store.sync()?;
+    }
     salts::write(&state.store, &state.layout, state.keys.mac(), epoch, &salt)?;
     if active(Mutant::SyncAfterRead) {
         state.store.settle()?;

@@ -1,6 +1,6 @@
 //! Faults that can be switched on in tests, so that the tests show that they would find them.
 //!
-//! Without the feature `mutants`, which only tests turn on, [`active`] is the constant `false`, and
+//! Without the feature `mutants`, which only tests turn on, `active` is the constant `false`, and
 //! nothing is recorded.
 
 /// A fault: a rule of docs/sealed-format.md that is broken.
@@ -14,8 +14,8 @@ pub enum Mutant {
     AcknowledgeWithoutSync,
     /// Blocks that the group in the checkpoint superseded are free after the next group.
     FreeFrozen,
-    /// A checkpoint frees blocks before its superblock is durable.
-    FreeBeforeSuperblock,
+    /// A checkpoint frees blocks before anything of it is durable.
+    FreeBeforeSync,
     /// Recovery believes the last groups without looking at their data.
     BelieveTail,
     /// A checkpoint does not sync its pages before its superblock.

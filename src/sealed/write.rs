@@ -144,11 +144,12 @@ impl Core {
             return Err(Error::new(ErrorKind::NoSpace, "the volume has no free block"));
         }
         self.commit(Durable::Later)?;
-        self.run_checkpoint()
+        self.checkpoint_if(|| self.allocator.free_blocks() == 0)
     }
 
     /// Waits, by doing it, for a checkpoint where the overlay is at its bound.
     pub(crate) fn throttle(&self) -> Result<()> {
-        if self.overlay_entries() < self.limits.overlay { Ok(()) } else { self.run_checkpoint() }
+        let full = || self.overlay_entries() >= self.limits.overlay;
+        if full() { self.checkpoint_if(full) } else { Ok(()) }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::budget::{Budget, Share};
 use super::limits::{Limits, Shares};
+use super::metrics::{Gauge, Metrics};
 
 /// A connection's allowance.
 pub(super) struct Credits {
@@ -19,6 +20,8 @@ pub(super) struct Credits {
     max_bytes: usize,
     private: usize,
     common: Arc<Budget>,
+    metrics: Arc<Metrics>,
+    export: usize,
 }
 
 #[derive(Default)]
@@ -37,8 +40,14 @@ pub(super) struct Credit {
 }
 
 impl Credits {
-    /// The allowance of one more connection.
-    pub(super) fn new(limits: &Limits, shares: Shares, common: &Arc<Budget>) -> Arc<Self> {
+    /// The allowance of one more connection, to the export at this place among the figures.
+    pub(super) fn new(
+        limits: &Limits,
+        shares: Shares,
+        common: &Arc<Budget>,
+        metrics: &Arc<Metrics>,
+        export: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             used: Mutex::default(),
             given_back: Condvar::new(),
@@ -46,6 +55,8 @@ impl Credits {
             max_bytes: limits.bytes_per_connection,
             private: shares.private,
             common: Arc::clone(common),
+            metrics: Arc::clone(metrics),
+            export,
         })
     }
 
@@ -108,7 +119,14 @@ impl Credits {
         if common.is_none() {
             used.private += bytes;
         }
+        self.memory(common.is_none()).add(bytes as u64);
+        self.metrics.exports[self.export].in_flight.add(1);
         Credit { credits: Arc::clone(self), bytes, common }
+    }
+
+    /// The figure of the share that a request's memory is from.
+    fn memory(&self, private: bool) -> &Gauge {
+        if private { &self.metrics.memory_private } else { &self.metrics.memory_common }
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -125,6 +143,8 @@ impl Drop for Credit {
             used.private = used.private.saturating_sub(self.bytes);
         }
         drop(used);
+        self.credits.memory(self.common.is_none()).sub(self.bytes as u64);
+        self.credits.metrics.exports[self.credits.export].in_flight.sub(1);
         self.credits.given_back.notify_all();
         // What was common goes back after this, with `self.common`.
     }
@@ -139,7 +159,8 @@ mod tests {
     /// The allowance of one connection that has nothing of its own beyond `private` bytes.
     fn connection(private: usize, common: &Arc<Budget>) -> Arc<Credits> {
         let limits = Limits { requests_per_connection: 3, bytes_per_connection: 100, ..Limits::default() };
-        Credits::new(&limits, Shares { private, common: 0 }, common)
+        let metrics = Arc::new(Metrics::new(["disk"].into_iter()));
+        Credits::new(&limits, Shares { private, common: 0 }, common, &metrics, 0)
     }
 
     /// Admits on a thread of its own; the credit arrives when there was room.

@@ -2,7 +2,7 @@
 
 use crate::block::{Buffer, BufferPool, Disk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::{Command, Echo, Negotiated, Replies, Request, errno};
+use crate::nbd::{Command, Echo, Negotiated, Replies, Request};
 use crate::units::{ByteCount, ByteOffset};
 
 use super::outbox::Answer;
@@ -10,17 +10,17 @@ use super::outbox::Answer;
 /// Extents in one BLOCK_STATUS reply; a client asks again for the rest.
 pub(super) const MAX_EXTENTS: usize = 4096;
 
-/// Carries `request` out. The answer says how that went; a failure is logged here.
+/// Carries `request` out and makes its answer.
 pub(super) fn execute(
     disk: &Disk,
     pool: &BufferPool,
     session: &Negotiated,
     request: &Request,
     data: Option<Buffer>,
-) -> Answer {
+) -> Result<Answer> {
     let echo = request.echo;
-    let done = |result| Ok(answer(session, request, result));
-    let result = match request.command {
+    let done = |result: Result<()>| result.map(|()| Answer::Bare(session.replies().done(echo)));
+    match request.command {
         Command::Read { offset, len, .. } => read(disk, pool, session, echo, offset, len),
         Command::Write { offset, durability, .. } => done(match data {
             Some(data) => disk.write(offset, data, durability),
@@ -36,15 +36,6 @@ pub(super) fn execute(
             block_status(disk, session, echo, offset, len, req_one)
         }
         Command::Disc => done(Ok(())),
-    };
-    result.unwrap_or_else(|error| failed(session, request, &error))
-}
-
-/// The answer to a request that ended like this and has no data; a failure is logged here.
-pub(super) fn answer(session: &Negotiated, request: &Request, result: Result<()>) -> Answer {
-    match result {
-        Ok(()) => Answer::Bare(session.replies().done(request.echo)),
-        Err(error) => failed(session, request, &error),
     }
 }
 
@@ -79,12 +70,4 @@ fn block_status(
     let mut reply = Vec::new();
     chunks.block_status(echo, context, len, req_one, &extents, &mut reply);
     Ok(Answer::Whole(reply))
-}
-
-/// Logs a failed request and makes the answer that tells the client.
-fn failed(session: &Negotiated, request: &Request, error: &Error) -> Answer {
-    let answer = errno(error.kind(), &request.command);
-    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    tracing::warn!(command = ?request.command, %error, cause, ?answer, "a request failed");
-    Answer::Bare(session.replies().error(request.echo, answer))
 }

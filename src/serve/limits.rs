@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! memory = a fixed part for each connection, attached or shaking hands (its receive buffer, its queues, TLS)
+//!        + what each worker needs to write zeroes
 //!        + freed buffers that are kept for reuse
 //!        + a private share for each connection's requests, which no other connection can use up
 //!        + a common share, for requests that do not fit into the private one
@@ -47,6 +48,8 @@ pub struct Limits {
     pub stall: Duration,
     /// How long a reply may wait for a client that does not read.
     pub reply: Duration,
+    /// How long somebody who asks for the figures may take, answer included.
+    pub scrape: Duration,
     /// After how much silence a TCP connection's other end is asked whether it is still there.
     pub keep_alive: Duration,
 }
@@ -64,6 +67,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(30),
             stall: Duration::from_secs(60),
             reply: Duration::from_secs(60),
+            scrape: Duration::from_secs(2),
             keep_alive: Duration::from_secs(60),
         }
     }
@@ -79,7 +83,7 @@ const HANDSHAKE_TLS: usize = 208 << 10;
 /// Tables of the server itself.
 const SERVER: usize = 1 << 20;
 /// The most that is kept of freed buffers.
-const KEEP: usize = 64 << 20;
+const KEEP: usize = 32 << 20;
 /// A connection's private share has room for a request of 1 MiB, and for 32 requests of 16 KiB.
 const PRIVATE: usize = (1 << 20) + (16 << 10);
 /// What each request holds beside its data: its place in the queues, its reply's header.
@@ -114,7 +118,7 @@ impl Limits {
 
     /// How much is kept of freed buffers.
     fn kept(&self) -> usize {
-        (self.memory / 4).min(KEEP)
+        (self.memory / 8).min(KEEP)
     }
 
     /// What an export adds to the memory of a handshake: its place in the list of those that the client
@@ -132,15 +136,17 @@ impl Limits {
             true => (CONNECTION + CONNECTION_TLS, HANDSHAKE + HANDSHAKE_TLS),
             false => (CONNECTION, HANDSHAKE),
         };
+        let zeroes = 2 * BufferPool::footprint(PIECE);
         let fixed = SERVER
+            .saturating_add(self.workers.saturating_mul(zeroes))
             .saturating_add(self.connections.saturating_mul(connection))
             .saturating_add(self.handshakes.saturating_mul(shaking.saturating_add(2 * listing)));
         let needed = fixed.saturating_add(largest());
         let left = self.memory.saturating_sub(self.kept());
         let Some(spare) = left.checked_sub(needed) else {
             let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-            // A quarter of the memory is for freed buffers.
-            let least = (needed / 3).saturating_mul(4).saturating_add(1 << 20);
+            // An eighth of the memory is for freed buffers.
+            let least = (needed / 7).saturating_mul(8).saturating_add(1 << 20);
             let what = format!(
                 "{} MiB of memory are too little for {} connections",
                 mib(self.memory),
@@ -164,10 +170,14 @@ pub(super) fn cost(command: &Command) -> usize {
                 let aligned = (offset.0 | len.0).is_multiple_of(4096);
                 data_cost(usize(len), aligned)
             }
-            // Zeroes, and the edges that they are patched into.
-            Command::WriteZeroes { len, .. } => 2 * BufferPool::footprint(usize(len).min(PIECE)),
             Command::BlockStatus { .. } => MAX_EXTENTS * 64,
-            Command::Flush | Command::Trim { .. } | Command::Cache { .. } | Command::Disc => 0,
+            // Zeroes may take hours, so they must not hold what others wait for: pieces of them, and the
+            // edges that those are patched into, are set aside for every worker.
+            Command::WriteZeroes { .. }
+            | Command::Flush
+            | Command::Trim { .. }
+            | Command::Cache { .. }
+            | Command::Disc => 0,
         }
 }
 
@@ -193,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_parts_add_up_to_no_more_than_the_memory() {
-        for memory in [92 << 20, 128 << 20, 256 << 20, 4 << 30] {
+        for memory in [100 << 20, 128 << 20, 256 << 20, 4 << 30] {
             for tls in [false, true] {
                 let limits = Limits { memory, ..Limits::default() };
                 let Ok(shares) = limits.shares(tls, 0) else {
@@ -203,7 +213,8 @@ mod tests {
                 let each = CONNECTION + if tls { CONNECTION_TLS } else { 0 } + shares.private;
                 let shaking = HANDSHAKE + if tls { HANDSHAKE_TLS } else { 0 };
                 assert!(shares.private > 0 && shares.common >= largest());
-                let all = SERVER + 64 * each + 64 * shaking + shares.common + limits.kept();
+                let zeroes = 16 * 2 * BufferPool::footprint(PIECE);
+                let all = SERVER + zeroes + 64 * each + 64 * shaking + shares.common + limits.kept();
                 assert!(all <= memory && memory - all < 64, "{shares:?}");
             }
         }

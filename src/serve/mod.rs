@@ -12,13 +12,16 @@
 mod access;
 mod budget;
 mod credits;
+mod ending;
 mod execute;
 mod limits;
+mod metrics;
 mod negotiate;
 mod outbox;
 mod pace;
 mod placement;
 mod receiver;
+mod refusals;
 mod registry;
 pub mod sandbox;
 mod server;

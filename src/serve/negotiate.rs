@@ -1,20 +1,19 @@
 //! The handshake of a connection: what the protocol core decides, carried out on a stream, with TLS in
 //! the middle of it where the server demands that.
 
-use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::nbd::wire::{NBD_REP_ERR_POLICY, NBD_REP_ERR_TLS_REQD, NBD_REP_ERR_UNKNOWN};
 use crate::nbd::{AwaitingTls, Exports, Handshake, Negotiated, Step, TlsMode};
 use crate::net::Stream;
 
+use super::ending::Ended;
 use super::receiver::Receiver;
+use super::refusals::{Kind, Peer};
 use super::registry::Place;
 use super::server::{Offer, Shared};
-
-/// Why a connection ended, for the log.
-pub(super) type Ended = Cow<'static, str>;
 
 /// Runs the handshake. The inner error is why there is nothing to serve.
 pub(super) fn negotiate(
@@ -35,12 +34,12 @@ pub(super) fn negotiate(
     loop {
         let left = shared.limits.handshake.saturating_sub(began.elapsed());
         if left.is_zero() {
-            return Ok(Err("the handshake took too long".into()));
+            return Ok(Err(Ended::refused(Kind::HandshakeTimeout, "the handshake took too long")));
         }
         stream.set_receive_deadline(Some(left))?;
         match receiver.fill(at_least) {
             Ok(true) => {}
-            Ok(false) => return Ok(Err("the client left during the handshake".into())),
+            Ok(false) => return Ok(Err(Ended::Well("the client left during the handshake"))),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
             Err(e) => return Err(e),
         }
@@ -51,6 +50,9 @@ pub(super) fn negotiate(
             Step::NeedMore { state: next, at_least: wanted } => (state, at_least) = (next, wanted),
             Step::Reply { state: next, consumed, bytes } => {
                 receiver.consume(consumed);
+                if let Some((kind, why)) = refused_option(&bytes) {
+                    shared.refuse(Peer::of(stream), stream.peer(), None, kind, &why);
+                }
                 stream.send_all(&bytes)?;
                 (state, at_least) = (next, 1);
             }
@@ -64,7 +66,7 @@ pub(super) fn negotiate(
             }
             Step::Ready { consumed, bytes, session } => {
                 if !place.attach() {
-                    return Ok(Err("no more clients can attach".into()));
+                    return Ok(Err(Ended::refused(Kind::Connections, "no more clients can attach")));
                 }
                 receiver.consume(consumed);
                 stream.send_all(&bytes)?;
@@ -72,9 +74,21 @@ pub(super) fn negotiate(
             }
             Step::Close { bytes, reason } => {
                 stream.send_all(&bytes)?;
-                return Ok(Err(reason.to_string().into()));
+                return Ok(Err(reason.into()));
             }
         }
+    }
+}
+
+/// What an option's reply refuses, where somebody may want to know of it: an option that a server does
+/// not know is part of every negotiation (proto.md, Option reply types).
+fn refused_option(reply: &[u8]) -> Option<(Kind, &'static str)> {
+    let kind = reply.get(12..16).and_then(|kind| kind.try_into().ok()).map(u32::from_be_bytes)?;
+    match kind {
+        NBD_REP_ERR_UNKNOWN => Some((Kind::Export, "an export that does not exist, or not for this client")),
+        NBD_REP_ERR_TLS_REQD => Some((Kind::TlsRequired, "an option before TLS, which is required")),
+        NBD_REP_ERR_POLICY => Some((Kind::Handshake, "an option that this server does not allow")),
+        _ => None,
     }
 }
 
@@ -86,12 +100,12 @@ fn secure(
     state: AwaitingTls,
     left: Duration,
 ) -> Result<Handshake, Ended> {
-    let Some(tls) = &shared.tls else { return Err("this server has no TLS".into()) };
+    let Some(tls) = &shared.tls else { return Err(Ended::refused(Kind::Tls, "this server has no TLS")) };
     match stream.secure(tls, left) {
         Ok(()) => Ok(state.secured(visible(shared, offer, stream))),
         Err(error) => {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            Err(format!("{error}{}", cause.unwrap_or_default()).into())
+            Err(Ended::Refused(Kind::Tls, format!("{error}{}", cause.unwrap_or_default()).into()))
         }
     }
 }

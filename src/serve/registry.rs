@@ -81,6 +81,16 @@ impl Registry {
         Some(Place { registry: Arc::clone(self), id })
     }
 
+    /// Connections of attached clients.
+    pub(super) fn attached(&self) -> usize {
+        self.lock().count(Phase::Attached)
+    }
+
+    /// Connections that are shaking hands.
+    pub(super) fn shaking_hands(&self) -> usize {
+        self.lock().shaking_hands()
+    }
+
     /// Makes every connection see the end of its stream.
     pub(super) fn stop_receiving(&self) {
         self.lock().entries.values().for_each(|entry| entry.stream.stop_receiving());

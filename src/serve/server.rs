@@ -1,12 +1,12 @@
 //! [`Server`]: accepts connections and gives each its thread, until it is told to stop.
 
-use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::block::{BufferPool, Disk};
@@ -17,6 +17,8 @@ use crate::net::{Listener, Stream, TlsConfig};
 use super::access::Access;
 use super::budget::Budget;
 use super::limits::{Limits, Shares};
+use super::metrics::{Endpoint, Metrics};
+use super::refusals::{Kind, Peer, Refusals};
 use super::registry::Registry;
 use super::session;
 use super::workers::Workers;
@@ -77,6 +79,8 @@ pub struct Options {
 /// An NBD server.
 pub struct Server {
     shared: Arc<Shared>,
+    /// The thread that tells the figures.
+    figures: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What all sessions share.
@@ -92,6 +96,23 @@ pub(super) struct Shared {
     pub(super) budget: Arc<Budget>,
     pub(super) registry: Arc<Registry>,
     pub(super) busy: Busy,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Refusals,
+}
+
+impl Shared {
+    /// Counts what is refused, and tells of it as far as the log has room.
+    pub(super) fn refuse(
+        &self,
+        peer: Peer,
+        who: &str,
+        export: Option<&str>,
+        kind: Kind,
+        why: &dyn std::fmt::Display,
+    ) {
+        self.metrics.refused(kind);
+        self.refusals.tell(peer, who, export, kind, why);
+    }
 }
 
 /// Counts the connections in transmission, to compare them with the CPUs.
@@ -150,6 +171,11 @@ impl Stopper {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
+    /// Readable once it has been said.
+    pub(super) fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
@@ -171,6 +197,7 @@ impl Server {
         exports.listing = options.listing;
         let names = services.iter().map(|service| Limits::listing(&service.export)).sum();
         let shares = options.limits.shares(options.tls.is_some(), names)?;
+        let metrics = Metrics::new(services.iter().map(|service| service.export.name()));
         let shared = Shared {
             exports,
             services,
@@ -183,13 +210,29 @@ impl Server {
             budget: Budget::new(shares.common),
             registry: Registry::new(&options.limits),
             busy: Busy::new(options.limits.cpus),
+            metrics: Arc::new(metrics),
+            refusals: Refusals::default(),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), figures: Mutex::default() })
     }
 
     /// The handle by which others stop this server.
     pub fn stopper(&self) -> Stopper {
         self.shared.stopper.clone()
+    }
+
+    /// Tells the server's figures to whoever asks at `listener`: HTTP, `GET /metrics`, in Prometheus's
+    /// text format. For loopback and Unix sockets: who asks need not prove anything. Ends with
+    /// [`Self::run`]; to be called once.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn tell_figures(&self, listener: Listener) -> Result<()> {
+        let endpoint = Endpoint { listener, shared: Arc::clone(&self.shared) };
+        let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || endpoint.run());
+        let thread = thread.map_err(|e| Error::io("no thread to tell the figures", e))?;
+        *self.figures.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
     }
 
     /// Serves until stopped, then flushes every disk.
@@ -201,6 +244,10 @@ impl Server {
         let accepted = self.accept_until_stopped(&fronts);
         drop(fronts);
         self.end_sessions();
+        if let Some(figures) = self.figures.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = figures.join();
+        }
+        self.shared.refusals.finish();
         let flushed = self.shared.services.iter().try_for_each(|service| service.disk.flush());
         accepted.and(flushed)
     }
@@ -210,7 +257,9 @@ impl Server {
             let wake = PollFd::from_borrowed_fd(self.shared.stopper.wake.as_fd(), PollFlags::IN);
             let sockets = fronts.iter().map(|f| PollFd::from_borrowed_fd(f.listener.as_fd(), PollFlags::IN));
             let mut fds: Vec<PollFd<'_>> = std::iter::once(wake).chain(sockets).collect();
-            match rustix::event::poll(&mut fds, None) {
+            // Of a flood that has ended somebody should hear the end.
+            let soon = if self.shared.refusals.catch_up() { 1 } else { 60 };
+            match rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: soon, tv_nsec: 0 })) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(Error::io("waiting for connections failed", error)),
             }
@@ -235,9 +284,11 @@ impl Server {
     }
 
     fn start_session(&self, offer: Offer, stream: Arc<Stream>) {
+        self.shared.metrics.connections.add(1);
         stream.keep_alive(self.shared.limits.keep_alive);
         let Some(place) = self.shared.registry.enter(&stream) else {
-            tracing::warn!(peer = stream.peer(), "turned away: no more clients can attach");
+            let why = "no more clients can attach";
+            self.shared.refuse(Peer::of(&stream), stream.peer(), None, Kind::Connections, &why);
             return;
         };
         tracing::debug!(peer = stream.peer(), "connection accepted");

@@ -6,23 +6,26 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
 use crate::nbd::wire::STATUS_PAYLOAD_LEN;
-use crate::nbd::{Admission, Command, Negotiated, Refusal, Request};
+use crate::nbd::{Admission, Command, Negotiated, Refusal, Request, errno};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
-use super::execute::{answer, execute};
+use super::ending::{Ended, tell_client, tell_handshake};
+use super::execute::execute;
 use super::limits::{REFUSED, cost};
-use super::negotiate::{Ended, negotiate};
+use super::metrics::ExportMetrics;
+use super::negotiate::negotiate;
 use super::outbox::{Answer, Outbox, Reply};
 use super::placement::Placement;
 use super::receiver::Receiver;
+use super::refusals::{Kind, Peer};
 use super::registry::Place;
 use super::server::{Offer, Shared};
 use super::zeroes::{Turns, Zeroing, is_long};
@@ -35,26 +38,51 @@ const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
 pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) {
-    let peer = stream.peer().to_owned();
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, offer, stream, place)));
-    stream.hang_up();
-    match outcome {
-        Ok(Ok(ended)) => tracing::info!(peer, "connection ended: {ended}"),
-        Ok(Err(error)) => tracing::warn!(peer, "connection ended: {error}"),
-        Err(_) => tracing::error!(peer, "connection ended: a fault in this server; please report it"),
+    let fault = || Ok(Ended::refused(Kind::Fault, "a fault in this server; please report it"));
+    let mut receiver = Receiver::new(Arc::clone(stream));
+    let shaken = AssertUnwindSafe(|| shake_hands(shared, offer, stream, place, &mut receiver));
+    match catch_unwind(shaken).unwrap_or_else(|_| fault().map(Err)) {
+        Ok(Ok(negotiated)) => {
+            let export = shared.services[negotiated.index].export.name();
+            let served = AssertUnwindSafe(|| serve(shared, stream, &mut receiver, negotiated));
+            let ended = catch_unwind(served).unwrap_or_else(|_| fault());
+            tell_client(shared, stream, export, ended);
+        }
+        Ok(Err(ended)) => {
+            stream.hang_up();
+            tell_handshake(shared, stream, Ok(ended));
+        }
+        Err(error) => {
+            stream.hang_up();
+            tell_handshake(shared, stream, Err(error));
+        }
     }
 }
 
-fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) -> std::io::Result<Ended> {
+/// The handshake. The inner error is why there is nothing to serve.
+fn shake_hands(
+    shared: &Shared,
+    offer: &Offer,
+    stream: &Stream,
+    place: &Place,
+    receiver: &mut Receiver,
+) -> std::io::Result<std::result::Result<Negotiated, Ended>> {
+    stream.set_send_deadline(Some(shared.limits.handshake))?;
+    let negotiated = negotiate(shared, offer, stream, place, receiver);
+    if place.is_ousted() {
+        return Ok(Err(Ended::refused(Kind::Ousted, "the handshake had to make room for a newer one")));
+    }
+    negotiated
+}
+
+/// The transmission phase.
+fn serve(
+    shared: &Arc<Shared>,
+    stream: &Arc<Stream>,
+    receiver: &mut Receiver,
+    negotiated: Negotiated,
+) -> std::io::Result<Ended> {
     let limits = &shared.limits;
-    let mut receiver = Receiver::new(Arc::clone(stream));
-    stream.set_send_deadline(Some(limits.handshake))?;
-    let negotiated = match negotiate(shared, offer, stream, place, &mut receiver) {
-        _ if place.is_ousted() => return Ok("the handshake made room for a newer one".into()),
-        Ok(Ok(negotiated)) => negotiated,
-        Ok(Err(ended)) => return Ok(ended),
-        Err(error) => return Err(error),
-    };
     stream.set_receive_deadline(Some(limits.stall))?;
     stream.set_send_deadline(Some(limits.reply))?;
     receiver.attached();
@@ -64,6 +92,7 @@ fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Plac
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         disk: service.disk.clone(),
+        peer: Peer::of(stream),
         negotiated,
         outbox: Outbox::new(Arc::clone(stream), limits.reply),
         placement: Placement::default(),
@@ -72,12 +101,14 @@ fn serve(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Plac
         gone: AtomicBool::new(false),
         stream: Arc::clone(stream),
     });
-    let result = session.transmit(&mut receiver);
-    session.outbox.close();
+    let _open = session.open();
+    let result = session.transmit(receiver);
     match result {
-        _ if session.outbox.is_overdue() => Ok("the client did not read its replies".into()),
+        _ if session.outbox.is_overdue() => {
+            Ok(Ended::refused(Kind::Unread, "the client did not read its replies"))
+        }
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            Ok("a request did not arrive whole".into())
+            Ok(Ended::refused(Kind::Stalled, "a request did not arrive whole"))
         }
         result => result,
     }
@@ -95,14 +126,43 @@ pub(super) struct Session {
     held_up: AtomicBool,
     /// The client has left, or is not listened to any more.
     gone: AtomicBool,
+    peer: Peer,
     stream: Arc<Stream>,
 }
 
+/// A client that is attached. Whatever ends it, also a fault, its replies' thread ends with it, and it
+/// counts no more.
+struct Open<'a>(&'a Session);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.gone.store(true, Ordering::Release);
+        self.0.stream.hang_up();
+        self.0.outbox.close();
+        self.0.figures().clients.sub(1);
+    }
+}
+
 impl Session {
+    fn open(&self) -> Open<'_> {
+        self.figures().clients.add(1);
+        Open(self)
+    }
+
+    fn figures(&self) -> &ExportMetrics {
+        &self.shared.metrics.exports[self.negotiated.index]
+    }
+
     /// Reads requests until the stream ends, and sees every admitted one through.
     fn transmit(self: &Arc<Self>, receiver: &mut Receiver) -> std::io::Result<Ended> {
         let shared = &self.shared;
-        let credits = Credits::new(&shared.limits, shared.shares, &shared.budget);
+        let credits = Credits::new(
+            &shared.limits,
+            shared.shares,
+            &shared.budget,
+            &shared.metrics,
+            self.negotiated.index,
+        );
         let _busy = shared.busy.enter();
         let ended = self.read_requests(receiver, &credits);
         self.gone.store(true, Ordering::Release);
@@ -126,7 +186,7 @@ impl Session {
             }
             let header = receiver.header(header_len)?;
             let Some(admission) = header.and_then(|header| transmission.admit(header)) else {
-                return Ok("the client left".into());
+                return Ok(Ended::Well("the client left"));
             };
             receiver.consume(header_len);
             gathered += 1;
@@ -135,7 +195,7 @@ impl Session {
                     // It is not gone before what it has asked for is done.
                     self.outbox.send();
                     credits.wait_until_idle();
-                    return Ok("the client said goodbye".into());
+                    return Ok(Ended::Well("the client said goodbye"));
                 }
                 Admission::Accept(request) => Ok(request),
                 Admission::Filter(filtered) => {
@@ -144,12 +204,13 @@ impl Session {
                     filtered.admit(&payload)
                 }
                 Admission::Refuse(refusal) => Err(refusal),
-                Admission::Close(reason) => return Ok(reason.to_string().into()),
+                Admission::Close(reason) => return Ok(reason.into()),
             };
             match admitted {
                 Ok(request) => {
                     bytes += buffer_len(&request.command);
                     let credit = self.admit(credits, cost(&request.command));
+                    self.figures().admitted(&request.command);
                     let data = self.receive_data(receiver, &request)?;
                     let more_wait = receiver.buffered().len() >= header_len;
                     self.place(request, data, credit, more_wait);
@@ -167,7 +228,8 @@ impl Session {
         refusal: &Refusal,
     ) -> std::io::Result<()> {
         let Refusal { echo, command, error, drain } = *refusal;
-        tracing::debug!(peer = self.stream.peer(), command, answer = ?error, "refused");
+        self.figures().refused(error);
+        self.refuse_client(Kind::Request, &format_args!("request {command}: {}", error.name()));
         // Its reply takes up memory like any other, until the client reads it.
         let credit = self.admit(credits, REFUSED);
         receiver.discard(drain)?;
@@ -204,7 +266,7 @@ impl Session {
         let spare = more_wait && self.shared.busy.spares_cpus();
         let beside = if spare { self.placement.beside(&request.command) } else { None };
         if beside.is_none() && self.placement.is_inline(&request.command) {
-            self.reply(self.execute(&request, data), credit);
+            self.reply(self.execute(&request, data, None), credit);
             return;
         }
         if is_long(&self.disk, &request.command) {
@@ -213,15 +275,15 @@ impl Session {
             }
             return;
         }
-        let session = Arc::clone(self);
+        let (session, since) = (Arc::clone(self), Instant::now());
         self.shared.workers.submit(Box::new(move || {
-            if let Ok(answer) = catch_unwind(AssertUnwindSafe(|| session.execute(&request, data))) {
+            let executed = AssertUnwindSafe(|| session.execute(&request, data, Some(since)));
+            if let Ok(answer) = catch_unwind(executed) {
                 session.reply(answer, credit);
                 session.outbox.send_now();
                 drop(beside);
             } else {
-                tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
-                session.stream.hang_up();
+                session.fail();
             }
         }));
     }
@@ -231,17 +293,20 @@ impl Session {
         let session = Arc::clone(self);
         self.shared.workers.submit(Box::new(move || {
             let abandoned = session.is_abandoned();
+            if let Some(waited) = zeroing.begin() {
+                session.figures().queue.observe(waited);
+            }
             match catch_unwind(AssertUnwindSafe(|| zeroing.advance(&session.disk, abandoned))) {
                 Ok(None) => return session.zero(zeroing),
                 Ok(Some(result)) => {
-                    let answer = answer(&session.negotiated, &zeroing.request, result);
-                    session.reply(answer, zeroing.credit);
+                    if let Some(began) = zeroing.began {
+                        session.figures().service.observe(began.elapsed());
+                    }
+                    let done = Answer::Bare(session.negotiated.replies().done(zeroing.request.echo));
+                    session.reply(session.answer(&zeroing.request, result.map(|()| done)), zeroing.credit);
                     session.outbox.send_now();
                 }
-                Err(_) => {
-                    tracing::error!(peer = session.stream.peer(), "a fault in this server ends a connection");
-                    session.stream.hang_up();
-                }
+                Err(_) => session.fail(),
             }
             if let Some(next) = session.turns.pass() {
                 session.zero(next);
@@ -256,15 +321,44 @@ impl Session {
             || self.held_up.load(Ordering::Acquire) && has_left(&self.stream)
     }
 
-    fn execute(&self, request: &Request, data: Option<Buffer>) -> Answer {
+    /// Carries the request out; `since`: when it began to wait for that.
+    fn execute(&self, request: &Request, data: Option<Buffer>, since: Option<Instant>) -> Answer {
         let began = Instant::now();
-        let answer = execute(&self.disk, &self.shared.pool, &self.negotiated, request, data);
+        let waited = since.map_or(Duration::ZERO, |since| began.saturating_duration_since(since));
+        self.figures().queue.observe(waited);
+        let result = execute(&self.disk, &self.shared.pool, &self.negotiated, request, data);
+        let took = began.elapsed();
+        self.figures().service.observe(took);
         if let Command::Read { len, .. } | Command::Write { len, durability: Durability::Flush, .. } =
             request.command
         {
-            self.placement.observe(len, began);
+            self.placement.observe(len, took);
         }
-        answer
+        self.answer(request, result)
+    }
+
+    /// The answer, or if there is none, the one that tells the client why.
+    fn answer(&self, request: &Request, result: Result<Answer>) -> Answer {
+        result.unwrap_or_else(|error| {
+            let answer = errno(error.kind(), &request.command);
+            self.figures().failed(answer);
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            let cause = cause.unwrap_or_default();
+            let why = format_args!("{:?} failed with {}: {error}{cause}", request.command, answer.name());
+            self.refuse_client(Kind::Failed, &why);
+            Answer::Bare(self.negotiated.replies().error(request.echo, answer))
+        })
+    }
+
+    /// A fault in this server, away from the connection's own thread: the connection ends.
+    fn fail(&self) {
+        self.refuse_client(Kind::Fault, &"a fault in this server ends the connection; please report it");
+        self.stream.hang_up();
+    }
+
+    fn refuse_client(&self, kind: Kind, why: &dyn std::fmt::Display) {
+        let export = self.negotiated.export.name();
+        self.shared.refuse(self.peer, self.stream.peer(), Some(export), kind, why);
     }
 
     fn reply(&self, answer: Answer, credit: Credit) {

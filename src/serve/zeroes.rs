@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::block::{self, Disk, Durability};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +27,9 @@ pub(super) struct Zeroing {
     end: u64,
     how: block::Zeroing,
     durability: Durability,
+    since: Instant,
+    /// From when on it was carried out.
+    pub(super) began: Option<Instant>,
 }
 
 /// Whether `command` would keep `disk` busy for long. What the disk does fast, or is to refuse because it
@@ -49,7 +53,24 @@ impl Zeroing {
             _ => (0, 0, nothing, Durability::Flush),
         };
         // The sum lies within the export.
-        Self { request, credit, at: offset, end: offset.saturating_add(len), how, durability }
+        Self {
+            request,
+            credit,
+            at: offset,
+            end: offset.saturating_add(len),
+            how,
+            durability,
+            since: Instant::now(),
+            began: None,
+        }
+    }
+
+    /// How long it waited, said once: when it begins to be carried out.
+    pub(super) fn begin(&mut self) -> Option<Duration> {
+        match self.began {
+            Some(_) => None,
+            None => Some(self.began.insert(Instant::now()).saturating_duration_since(self.since)),
+        }
     }
 
     /// Carries the next piece out, or gives up. `Some` when that was the end of it.

@@ -16,6 +16,7 @@ mod interrupt;
 mod key_files;
 mod keys;
 mod limits;
+mod metrics;
 mod overwrite;
 mod pins;
 mod prompt;

@@ -50,11 +50,13 @@ impl History {
     /// The history of a seed.
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let logical_blocks = random.pick(&[20, 100, 130, 300, 600]);
+        // Half of them in hardly any room, where every block is soon used again; half with more groups and
+        // levels.
+        let small = random.below(2) == 0;
         let parameters = Parameters {
-            logical_blocks,
+            logical_blocks: random.pick(if small { &[5, 7, 9] } else { &[20, 100, 130, 300, 600] }),
             group_shift: random.pick(&[7, 7, 8]),
-            group_spare: random.pick(&[4, 8, 20]),
+            group_spare: random.pick(if small { &[60, 90, 128] } else { &[4, 8, 20] }),
             journal_blocks: random.pick(&[4, 5, 8, 16]),
             epochs: 64,
         };

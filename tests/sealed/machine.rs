@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use hostveil::anchor::Anchor;
 use hostveil::backing::Backing;
-use hostveil::block::{BufferPool, Disk, Durability, Zeroing};
+use hostveil::block::{BlockDevice, BufferPool, Disk, Durability, Zeroing};
 use hostveil::crypto::Suite;
 use hostveil::env::{OsEntropy, Silent};
 use hostveil::error::Error;
@@ -56,6 +56,8 @@ struct Machine {
     device: Device,
     guest: Guest,
     pool: BufferPool,
+    /// A sync has failed since the mount: the engine takes no more writes.
+    stopped: bool,
 }
 
 /// What a run ended with.
@@ -88,6 +90,7 @@ pub(crate) fn run(history: &History) -> Result<Summary, String> {
         device,
         guest,
         pool: BufferPool::new(1 << 20),
+        stopped: false,
     };
     let machine = Rc::new(RefCell::new(machine));
     let mut summary = Summary::default();
@@ -168,14 +171,14 @@ fn perform(machine: &Shared, step: Step) -> Result<Outcome, String> {
         Step::Read { lba, blocks } => machine.borrow().check_read(lba, blocks)?,
         Step::Flush { seed } => {
             let before = machine.borrow().guest.since.len();
-            let result = meanwhile(machine, seed, || disk.flush());
+            let result = meanwhile(machine, seed, During::Commit, || disk.flush());
             if result.is_ok() {
                 machine.borrow_mut().guest.acknowledge(before);
             }
             result
         }
-        Step::CommitLater { seed } => meanwhile(machine, seed, || device.commit_later()),
-        Step::Checkpoint { seed } => meanwhile(machine, seed, || device.run_checkpoint()),
+        Step::CommitLater { seed } => meanwhile(machine, seed, During::Commit, || device.commit_later()),
+        Step::Checkpoint { seed } => meanwhile(machine, seed, During::Checkpoint, || device.run_checkpoint()),
         Step::Anchor => device.update_anchor(),
         Step::FailSync => {
             machine.borrow().store.fail_next_sync();
@@ -202,20 +205,51 @@ fn poisoned(error: &Error) -> bool {
     text.contains("the simulated medium failed") || text.contains("an earlier write or sync failed")
 }
 
+/// What other requests come in during: nothing that the same thread would have to wait for may be asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum During {
+    Commit,
+    Checkpoint,
+}
+
 /// Runs `work` while other requests come in between its writes.
-fn meanwhile<T>(machine: &Shared, seed: u64, work: impl FnOnce() -> T) -> T {
+fn meanwhile<T>(machine: &Shared, seed: u64, during: During, work: impl FnOnce() -> T) -> T {
     if seed == 0 {
         return work();
     }
     let mut random = Random::new(seed);
     let shared = Rc::clone(machine);
-    hook::during(move || disturb(&shared, &mut random), work)
+    let requests = move || {
+        for _ in 0..random.below(4) {
+            disturb(&shared, &mut random, during);
+        }
+    };
+    hook::during(requests, work)
 }
 
-/// One request that needs nothing that a commit or checkpoint of the same thread could wait for.
-fn disturb(machine: &Shared, random: &mut Random) {
-    if random.below(2) == 0 || machine.borrow().store.is_dead() {
+/// A flush, if the journal has room for it without a checkpoint.
+fn flush_meanwhile(machine: &Shared) {
+    let device = machine.borrow().device.clone();
+    let before = machine.borrow().guest.since.len();
+    if device.usage().journal_room < 2 || before > 90 {
         return;
+    }
+    match BlockDevice::flush(&device) {
+        Ok(()) => machine.borrow_mut().guest.acknowledge(before),
+        Err(error) => {
+            assert!(machine.borrow().store.is_dead() || poisoned(&error), "{error}");
+            machine.borrow_mut().stopped = true;
+        }
+    }
+}
+
+/// One request.
+fn disturb(machine: &Shared, random: &mut Random, during: During) {
+    if machine.borrow().store.is_dead() || machine.borrow().stopped {
+        return;
+    }
+    if during == During::Checkpoint && random.below(4) == 0 {
+        return flush_meanwhile(machine);
     }
     let hot = [1, 2, 3].map(|n| n * 7 % machine.borrow().history.parameters.logical_blocks);
     let (lba, blocks) = machine.borrow().history.place(random, &hot);
@@ -233,7 +267,8 @@ fn disturb(machine: &Shared, random: &mut Random) {
             machine.borrow_mut().note_trim(lba, blocks);
             let disk = machine.borrow().disk.clone();
             let (at, len) = (ByteOffset(lba * 4096), ByteCount(blocks * 4096));
-            assert!(disk.discard(at, len, Durability::Flush).is_ok() || machine.borrow().store.is_dead());
+            let trimmed = disk.discard(at, len, Durability::Flush);
+            assert!(trimmed.is_ok() || machine.borrow().store.is_dead());
         }
         _ => {
             let checked = machine.borrow().check_read(lba, blocks);
@@ -399,7 +434,7 @@ impl Machine {
     fn mount_again(&mut self) -> Result<(), String> {
         let (device, disk) = mount(&self.history, &self.store, self.anchor.as_ref())
             .map_err(|e| format!("the volume does not mount: {}", told(e)))?;
-        (self.device, self.disk) = (device, disk);
+        (self.device, self.disk, self.stopped) = (device, disk, false);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod disk;
+mod faults;
 mod history;
 mod hook;
 mod machine;

@@ -32,7 +32,7 @@ found! {
     blocks_freed_at_once: FreeAtOnce, 3000;
     flushes_acknowledged_without_sync: AcknowledgeWithoutSync, 3000;
     blocks_of_the_frozen_stage_freed: FreeFrozen, 5000;
-    blocks_freed_before_the_superblock: FreeBeforeSuperblock, 5000;
+    blocks_freed_before_a_checkpoint_is_durable: FreeBeforeSync, 5000;
     a_tail_that_is_believed: BelieveTail, 3000;
     checkpoints_without_sync: NoCheckpointSync, 3000;
     mounts_without_sync: NoMountSync, 5000;

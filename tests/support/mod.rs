@@ -98,6 +98,8 @@ pub(crate) struct Running {
     pub(crate) disk: Arc<Null>,
     pub(crate) address: Address,
     pub(crate) stopper: Stopper,
+    /// The Unix socket where the figures are told.
+    pub(crate) figures: std::path::PathBuf,
     thread: Option<std::thread::JoinHandle<Result<()>>>,
     _dir: tempfile::TempDir,
 }
@@ -124,11 +126,13 @@ impl Running {
         let service = Service { export, disk, access: Access::default() };
         let server = Server::new(vec![service], pool, Options { limits, ..Options::default() }).unwrap();
         let stopper = server.stopper();
+        let figures = dir.path().join("figures");
+        server.tell_figures(Listener::bind(&Address::Unix(figures.clone()), None).unwrap()).unwrap();
         let listener = Listener::bind(address, None).unwrap();
         let address = listener.address().clone();
         let thread =
             Some(std::thread::spawn(move || server.run(vec![Front { listener, offer: Offer::all() }])));
-        Self { disk: null, address, stopper, thread, _dir: dir }
+        Self { disk: null, address, stopper, figures, thread, _dir: dir }
     }
 
     pub(crate) fn open_gate(&self) {
