@@ -1,28 +1,34 @@
-//! What the tests of headers and key slots share: a store with a header and a small superblock, and
-//! crashes of it.
+//! What the tests of headers and key slots share: a store with a volume, and crashes of what lies before
+//! its journal.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::CopyPlace;
-use super::header::{HEADER_LEN, Header, HeaderPin, SLOTS};
+use super::amend::pin_header;
+use super::choose::pinned_header;
+use super::format::format_volume;
+use super::header::{CopyPlace, HEADER_LEN, Header, HeaderPin, SLOTS};
 use super::keys::{KeySchedule, VolumeId};
+use super::layout::{Parameters, offset_of};
 use super::slot::{Slot, SlotSecret};
 use super::slots::{NewHeader, NewSlot, create};
+use super::superblock::SLOTS as SUPERBLOCKS;
 use super::unlock::{RawHeader, Unlocked};
 use crate::anchor::AnchorMode;
 use crate::backing::{Backing, MemoryBacking, Run};
 use crate::crypto::{CostLimits, KdfAlgorithm, Suite};
 use crate::env::{Entropy, OsEntropy, Progress, Silent, random};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::{ByteCount, ByteOffset};
 
 /// The cheapest that Argon2id can do.
 pub(super) const CHEAP: KdfAlgorithm = KdfAlgorithm::Argon2id { time: 1, memory_kib: 8, lanes: 1 };
 const SECTOR: usize = 512;
+const PARAMETERS: Parameters =
+    Parameters { logical_blocks: 128, group_shift: 7, group_spare: 32, journal_blocks: 4, epochs: 64 };
 const ENV: (&dyn Entropy, &dyn Progress) = (&OsEntropy, &Silent);
 
 pub(super) fn limits() -> CostLimits {
@@ -84,8 +90,7 @@ impl Backing for Recorder {
     }
 }
 
-/// A store with a header, and a superblock of one sector that pins it: generation `g` lies in one of two
-/// places, by turns.
+/// A store with a sealed volume.
 pub(super) struct Store {
     pub(super) backing: Arc<Recorder>,
     pub(super) id: VolumeId,
@@ -94,13 +99,14 @@ pub(super) struct Store {
 /// A new volume that opens with each of the secrets.
 pub(super) fn volume(secrets: &[&str]) -> Store {
     let id = VolumeId { uuid: Uuid::from_bytes(random(&OsEntropy).unwrap()), suite: Suite::Aes256Gcm };
-    let store = Store::over(MemoryBacking::new(ByteCount(1 << 20)), id);
+    let store = Store::over(MemoryBacking::new(PARAMETERS.store_size().unwrap()), id);
     let first = passphrase(secrets[0]);
     let slot = NewSlot { secret: SlotSecret::Passphrase(&first), kdf: CHEAP, number: None };
     let new = NewHeader { volume: id, anchor: AnchorMode::None, slot, limits: limits() };
     let unlocked = create(&new, &OsEntropy, &Silent).unwrap();
+    let (backing, keys) = (Arc::clone(&store.backing) as Arc<dyn Backing>, unlocked.derive_keys().unwrap());
+    format_volume(&backing, keys, unlocked.pin(), PARAMETERS, None, &OsEntropy).unwrap();
     unlocked.store(&*store.backing).unwrap();
-    store.write_pin(unlocked.keys(), &unlocked.pin()).unwrap();
     for more in &secrets[1..] {
         store.add(secrets[0], more, None).unwrap();
     }
@@ -108,7 +114,6 @@ pub(super) fn volume(secrets: &[&str]) -> Store {
 }
 
 impl Store {
-    const PLACES: [u64; 2] = [64 << 10, 128 << 10];
     /// What trying a slot costs.
     pub(super) const COST: u64 = 8;
 
@@ -116,34 +121,12 @@ impl Store {
         Self { backing: Arc::new(Recorder { store, events: Mutex::default() }), id }
     }
 
-    /// The superblocks that the keys vouch for: generation and pin.
-    fn superblocks(&self, keys: &KeySchedule) -> Result<Vec<(u64, HeaderPin)>> {
-        let mut found = Vec::new();
-        for place in Self::PLACES {
-            let mut bytes = [0; 80];
-            self.backing.read_at(ByteOffset(place), &mut bytes)?;
-            let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-            if keys.superblock_mac()?.verify(&[&bytes[..48]], bytes[48..].try_into().unwrap())? {
-                let digest = bytes[16..48].try_into().unwrap();
-                found.push((number(0), HeaderPin { sequence: number(8), digest }));
-            }
-        }
-        Ok(found)
-    }
-
     pub(super) fn pin(&self, keys: &KeySchedule) -> Result<HeaderPin> {
-        let newest = self.superblocks(keys)?.into_iter().max_by_key(|(generation, _)| *generation);
-        newest.map(|(_, pin)| pin).ok_or_else(|| Error::new(ErrorKind::CorruptHeader, "no superblock"))
+        pinned_header(&*self.backing, keys)
     }
 
     fn write_pin(&self, keys: &KeySchedule, pin: &HeaderPin) -> Result<()> {
-        let newest = self.superblocks(keys)?.into_iter().map(|(generation, _)| generation).max();
-        let generation = newest.unwrap_or(0) + 1;
-        let body = [&generation.to_le_bytes()[..], &pin.sequence.to_le_bytes(), &pin.digest].concat();
-        let code = keys.superblock_mac()?.sign(&[&body])?;
-        let place = Self::PLACES[usize::try_from(generation % 2).unwrap()];
-        self.backing.write_at(ByteOffset(place), &[&body[..], &code].concat())?;
-        self.backing.sync()
+        pin_header(&*self.backing, keys, None, pin)
     }
 
     pub(super) fn copies(&self) -> [[u8; HEADER_LEN]; 2] {
@@ -205,8 +188,9 @@ impl Store {
 
     /// A copy of the parts of the store that these tests use.
     fn snapshot(&self) -> MemoryBacking {
-        let copy = MemoryBacking::new(ByteCount(1 << 20));
-        for at in [0, Self::PLACES[0], Self::PLACES[1], CopyPlace::B.offset().0] {
+        let copy = MemoryBacking::new(PARAMETERS.store_size().unwrap());
+        let superblocks = SUPERBLOCKS.map(|block| offset_of(block).0);
+        for at in superblocks.into_iter().chain(CopyPlace::BOTH.map(|place| place.offset().0)) {
             let mut bytes = [0; 4096];
             self.backing.read_at(ByteOffset(at), &mut bytes).unwrap();
             copy.write_at(ByteOffset(at), &bytes).unwrap();

@@ -4,6 +4,7 @@
 mod create;
 mod create_sealed;
 mod describe;
+mod lazy;
 mod maintain;
 mod manage;
 mod manage_sealed;

@@ -68,8 +68,9 @@ impl LocatedSealed {
         if !self.options.read_only {
             unlocked.repair(&*backing)?;
         }
-        let disk = Disk::new(ByteGranular::new(Disk::new(device.clone()), pool));
-        let upkeep = (!self.options.read_only).then(|| Upkeep::of(device, mode));
+        let upkeep = (!self.options.read_only).then(|| Upkeep::of(device.clone(), mode));
+        let blocks = upkeep.as_ref().map_or_else(|| Disk::new(device), Upkeep::disk);
+        let disk = Disk::new(ByteGranular::new(blocks, pool));
         Ok(Volume::new(disk, VolumeType::Sealed, uuid, upkeep))
     }
 }

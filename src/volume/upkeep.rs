@@ -5,21 +5,25 @@
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::anchor::AnchorMode;
+use crate::block::Disk;
 use crate::error::{Error, Result};
 use crate::sealed::Device;
+
+use super::lazy::Lazy;
 
 /// How often it looks.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often a lazy anchor moves.
-const LAZY: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Upkeep of a mounted volume.
 pub(super) struct Upkeep {
     device: Device,
-    mode: AnchorMode,
+    /// The device with its lazy anchor, if it has one.
+    lazy: Option<Lazy>,
     stopping: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
@@ -27,7 +31,16 @@ pub(super) struct Upkeep {
 impl Upkeep {
     /// That of a volume; it begins with [`Self::start`].
     pub(super) fn of(device: Device, mode: AnchorMode) -> Self {
-        Self { device, mode, stopping: Arc::default(), thread: None }
+        let lazy = (mode == AnchorMode::Lazy).then(|| Lazy::new(device.clone(), INTERVAL));
+        Self { device, lazy, stopping: Arc::default(), thread: None }
+    }
+
+    /// The volume's data, for its users.
+    pub(super) fn disk(&self) -> Disk {
+        match &self.lazy {
+            Some(lazy) => Disk::new(lazy.clone()),
+            None => Disk::new(self.device.clone()),
+        }
     }
 
     /// Begins it.
@@ -35,9 +48,9 @@ impl Upkeep {
     /// # Errors
     /// Without another thread.
     pub(super) fn start(&mut self) -> Result<()> {
-        let (device, mode, told) = (self.device.clone(), self.mode, Arc::clone(&self.stopping));
+        let (device, lazy, told) = (self.device.clone(), self.lazy.clone(), Arc::clone(&self.stopping));
         let thread = std::thread::Builder::new().name("upkeep".into());
-        let thread = thread.spawn(move || keep(&device, mode, &told));
+        let thread = thread.spawn(move || keep(&device, lazy.as_ref(), &told));
         let failed = |e| Error::io("cannot start a thread for the volume's upkeep", e);
         self.thread = Some(thread.map_err(failed)?);
         Ok(())
@@ -67,22 +80,15 @@ impl Drop for Upkeep {
 }
 
 /// Until told to stop, or until the volume takes no more writes.
-fn keep(device: &Device, mode: AnchorMode, (stopping, told): &(Mutex<bool>, Condvar)) {
-    let mut anchored = Instant::now();
+fn keep(device: &Device, lazy: Option<&Lazy>, (stopping, told): &(Mutex<bool>, Condvar)) {
     loop {
         let stop = stopping.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = told.wait_timeout_while(stop, PAUSE, |stop| !*stop);
         if *waited.unwrap_or_else(PoisonError::into_inner).0 {
             return;
         }
-        let mut done = Ok(());
-        if device.checkpoint_is_due() {
-            done = device.run_checkpoint();
-        }
-        if mode == AnchorMode::Lazy && anchored.elapsed() >= LAZY {
-            anchored = Instant::now();
-            done = done.and_then(|()| device.update_anchor());
-        }
+        let checkpoint = if device.checkpoint_is_due() { device.run_checkpoint() } else { Ok(()) };
+        let done = checkpoint.and_then(|()| lazy.map_or(Ok(()), Lazy::keep_up));
         if let Err(error) = done {
             // Every write and flush says so from now on; nothing is left to be done here.
             tracing::error!(%error, "the volume's upkeep ends");
