@@ -22,7 +22,7 @@ export LC_ALL=C.UTF-8
 peers="
   nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdkit:nbdkit fio:fio cryptsetup:cryptsetup-bin socat:socat
   qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
-  certtool:gnutls-bin chromium:chromium losetup:mount mount:mount setpriv:util-linux prlimit:util-linux
+  certtool:gnutls-bin chromium:chromium losetup:mount mount:mount setpriv:util-linux prlimit:util-linux strace:strace
 "
 
 say() { printf '\n== %s\n' "$*"; }

@@ -29,6 +29,8 @@ struct Used {
     requests: usize,
     bytes: usize,
     private: usize,
+    /// Threads that wait. To wake nobody costs a system call too, and there is mostly nobody.
+    waiting: usize,
 }
 
 /// One admitted request's part; given back on drop.
@@ -85,7 +87,7 @@ impl Credits {
                     break self.take(&mut used, bytes, Some(share));
                 }
             }
-            used = self.given_back.wait(used).unwrap_or_else(PoisonError::into_inner);
+            used = self.wait(used);
         };
         drop(used);
         self.common.leave(self);
@@ -94,7 +96,10 @@ impl Credits {
 
     /// Waits until nothing is in flight any more.
     pub(super) fn wait_until_idle(&self) {
-        drop(self.given_back.wait_while(self.lock(), |used| used.requests > 0));
+        let mut used = self.lock();
+        while used.requests > 0 {
+            used = self.wait(used);
+        }
     }
 
     /// Has the connection's thread look again whether there is room.
@@ -102,6 +107,14 @@ impl Credits {
         // Who has just looked and is about to wait holds the lock until it waits.
         drop(self.lock());
         self.given_back.notify_all();
+    }
+
+    /// Waits until something was given back.
+    fn wait<'a>(&self, mut used: MutexGuard<'a, Used>) -> MutexGuard<'a, Used> {
+        used.waiting += 1;
+        let mut used = self.given_back.wait(used).unwrap_or_else(PoisonError::into_inner);
+        used.waiting -= 1;
+        used
     }
 
     fn fits(&self, used: &Used, bytes: usize) -> bool {
@@ -142,10 +155,13 @@ impl Drop for Credit {
         if self.common.is_none() {
             used.private = used.private.saturating_sub(self.bytes);
         }
+        let somebody_waits = used.waiting > 0;
         drop(used);
         self.credits.memory(self.common.is_none()).sub(self.bytes as u64);
         self.credits.metrics.exports[self.credits.export].in_flight.sub(1);
-        self.credits.given_back.notify_all();
+        if somebody_waits {
+            self.credits.given_back.notify_all();
+        }
         // What was common goes back after this, with `self.common`.
     }
 }

@@ -21,12 +21,14 @@ struct Shared<J> {
 struct Queue<J> {
     jobs: VecDeque<J>,
     stopping: bool,
+    /// Threads that wait for a job. To wake nobody costs a system call too.
+    idle: usize,
 }
 
 impl<J: FnOnce() + Send + 'static> Workers<J> {
     /// Starts `count` threads.
     pub(super) fn start(count: usize) -> Result<Self> {
-        let queue = Mutex::new(Queue { jobs: VecDeque::new(), stopping: false });
+        let queue = Mutex::new(Queue { jobs: VecDeque::new(), stopping: false, idle: 0 });
         let shared = Arc::new(Shared { queue, arrived: Condvar::new() });
         let mut workers = Self { shared, threads: Vec::with_capacity(count) };
         for number in 0..count {
@@ -44,17 +46,26 @@ impl<J: FnOnce() + Send + 'static> Workers<J> {
 
     /// Queues a job. A job must not panic.
     pub(super) fn submit(&self, job: J) {
-        self.shared.lock().jobs.push_back(job);
-        self.shared.arrived.notify_one();
+        let mut queue = self.shared.lock();
+        queue.jobs.push_back(job);
+        let somebody_waits = queue.idle > 0;
+        drop(queue);
+        if somebody_waits {
+            self.shared.arrived.notify_one();
+        }
     }
 }
 
 impl<J> Shared<J> {
     /// The next job, waited for; `None` when the pool stops and the queue is empty.
     fn next(&self) -> Option<J> {
-        let waiting = |queue: &mut Queue<J>| queue.jobs.is_empty() && !queue.stopping;
-        let queue = self.arrived.wait_while(self.lock(), waiting);
-        queue.unwrap_or_else(PoisonError::into_inner).jobs.pop_front()
+        let mut queue = self.lock();
+        while queue.jobs.is_empty() && !queue.stopping {
+            queue.idle += 1;
+            queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+        queue.jobs.pop_front()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue<J>> {

@@ -96,6 +96,12 @@ impl Client {
         self.stream.write_all(&request)
     }
 
+    /// Sends requests together, each with its payload, and takes as many bytes of replies.
+    pub(crate) fn exchange(&mut self, requests: &[u8], replies: usize) {
+        self.stream.write_all(requests).unwrap();
+        self.stream.read_exact(&mut vec![0; replies]).unwrap();
+    }
+
     /// The next reply's header.
     pub(crate) fn receive(&mut self) -> io::Result<Reply> {
         let header = self.take::<16>()?;

@@ -22,7 +22,7 @@ pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Which package brings a program, for the message when it is missing.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("certtool", "gnutls-bin"),
     ("cryptsetup", "cryptsetup-bin"),
     ("fio", "fio"),
@@ -37,6 +37,7 @@ const PACKAGES: [(&str, &str); 14] = [
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
     ("setpriv", "util-linux"),
+    ("strace", "strace"),
 ];
 
 /// Where a peer's program lies. Fails the test when it lies nowhere.

@@ -22,4 +22,5 @@ mod loop_device;
 mod luks1;
 mod qemu;
 mod secrets;
+mod syscalls;
 mod tls;

@@ -40,6 +40,8 @@ pub(crate) struct Null {
     pub(crate) flushes: AtomicU64,
     /// What every write takes at least, in microseconds.
     pub(crate) write_time: AtomicU64,
+    /// And every read.
+    pub(crate) read_time: AtomicU64,
 }
 
 /// What the disk reads as from `offset` on, a multiple of 4096.
@@ -54,6 +56,13 @@ fn check(at: Range) -> Result<()> {
     if at.offset().0 == BAD { Err(Error::new(ErrorKind::Io, "a bad sector")) } else { Ok(()) }
 }
 
+fn pause(micros: &AtomicU64) {
+    match micros.load(Ordering::Relaxed) {
+        0 => {}
+        micros => std::thread::sleep(Duration::from_micros(micros)),
+    }
+}
+
 impl BlockDevice for NullDevice {
     fn geometry(&self) -> Geometry {
         Geometry { size: ByteCount(SIZE), block: BlockSize::B4096, preferred: BlockSize::B4096 }
@@ -66,15 +75,13 @@ impl BlockDevice for NullDevice {
         if at.offset().0 == GATED {
             drop(self.0.opened.wait_while(self.0.gate.lock().unwrap(), |open| !*open).unwrap());
         }
+        pause(&self.0.read_time);
         into.fill(pattern(at.offset().0));
         Ok(())
     }
     fn write(&self, at: Range, data: Buffer, _: Durability) -> Result<()> {
         check(at)?;
-        let time = self.0.write_time.load(Ordering::Relaxed);
-        if time > 0 {
-            std::thread::sleep(Duration::from_micros(time));
-        }
+        pause(&self.0.write_time);
         self.0.written.fetch_add(data.len() as u64, Ordering::Relaxed);
         Ok(())
     }
