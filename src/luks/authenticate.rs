@@ -31,9 +31,10 @@ use crate::env::Entropy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::secret::VolumeKey;
 
-use super::check::{CheckedHeader, ENCRYPTION};
+use super::check::luks2::ENCRYPTION;
 use super::header::Header;
 use super::keyslot::Unlocked;
+use super::layout::CheckedHeader;
 use super::metadata::Metadata;
 use super::update::Update;
 
@@ -140,7 +141,7 @@ impl CheckedHeader {
         let (segment, digest) = (&self.layout.segment, &self.layout.digest);
         let mut message = Vec::new();
         let mut field = |bytes: &[u8]| {
-            // No field is longer than the 256 bytes that `check.rs` allows for salts and digests.
+            // No field is longer than the 256 bytes that `check` allows for salts and digests.
             message.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
             message.extend_from_slice(bytes);
         };

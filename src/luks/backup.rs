@@ -22,7 +22,7 @@ use crate::units::{ByteCount, ByteOffset};
 
 use super::areas::{Span, find_room, wipe};
 use super::binary_header::{BinaryHeader, Place, text};
-use super::check::CheckedHeader;
+use super::layout::CheckedHeader;
 use super::metadata::Metadata;
 use super::read::{CopyState, RawHeader};
 use super::text::printable;

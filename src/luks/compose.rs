@@ -11,7 +11,9 @@ use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::areas::AREA_SIZE;
 use super::binary_header::{BINARY_HEADER_LEN, BinaryHeader, HEADER_SIZES, text_field};
-use super::check::{ENCRYPTION, KEY_SIZE, KeyDigest, STRIPES};
+use super::check::luks2::ENCRYPTION;
+use super::check::luks2_keys::KEY_SIZE;
+use super::layout::{KeyDigest, STRIPES};
 use super::metadata::{
     AntiForensic, Area, Config, Decimal, Digest, KdfObject, Keyslot, Metadata, Segment, SegmentSize,
 };

@@ -7,9 +7,9 @@ use crate::crypto::CostLimits;
 use crate::error::Error;
 
 use super::binary_header::text;
-use super::check::{CheckedHeader, check};
+use super::check::{luks1, luks2};
 use super::header::Header;
-use super::luks1_check;
+use super::layout::CheckedHeader;
 use super::luks1_header::{ACTIVE, PartitionHeader};
 use super::metadata::{Digest, Keyslot, Metadata, SegmentSize};
 use super::read::RawHeader;
@@ -81,7 +81,7 @@ pub fn describe(header: &Header) -> Description {
 }
 
 fn describe_luks1(header: &PartitionHeader) -> Description {
-    let refused = luks1_check::check(header, &CostLimits::of_this_machine());
+    let refused = luks1::check(header, &CostLimits::of_this_machine());
     let shown = |field: &[u8]| printable(&text(field));
     let hash = shown(&header.hash_spec);
     let in_use = (0..).zip(&header.key_slots).filter(|(_, slot)| slot.active == ACTIVE);
@@ -110,7 +110,7 @@ fn describe_luks1(header: &PartitionHeader) -> Description {
 }
 
 fn describe_luks2(header: &RawHeader) -> Description {
-    let refused = check(header, &CostLimits::of_this_machine()).err().as_ref().map(Error::to_string);
+    let refused = luks2::check(header, &CostLimits::of_this_machine()).err().as_ref().map(Error::to_string);
     let metadata = &header.metadata;
     // One that opens has one segment; of one that does not, the first says most.
     let segment = metadata.segments.values().next();

@@ -22,9 +22,9 @@ use crate::crypto::{Backend, TWEAK_UNIT, Xts, xts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
-use super::check::{CheckedHeader, CryptSegment};
 use super::format::ADVISED_DATA;
 use super::keyslot::Unlocked;
+use super::layout::{CheckedHeader, CryptSegment};
 
 /// Zeroes are encrypted and written in pieces of this size.
 const ZEROES_PIECE: u64 = ByteCount::MIB;

@@ -18,9 +18,10 @@ use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::binary_header::{BinaryHeader, LABEL_MAX, Place};
-use super::check::{KEY_LEN, KeyDigest};
+use super::check::luks2_keys::KEY_LEN;
 use super::compose::{AREA_OFFSET, DATA_OFFSET, DIGEST_ITERATIONS, HDR_SIZE, binary_header, metadata};
 use super::keyslot::seal;
+use super::layout::KeyDigest;
 use super::metadata::Metadata;
 use super::read::{CopyState, RawHeader};
 use super::update::assemble;

@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::units::ByteCount;
 
 use super::binary_header::version_at_start;
-use super::check::CheckedHeader;
-use super::luks1_check;
+use super::check::luks1;
+use super::layout::CheckedHeader;
 use super::luks1_header::PartitionHeader;
 use super::read::{RawHeader, read_start};
 
@@ -60,7 +60,7 @@ impl Header {
     pub fn check(self, limits: &CostLimits) -> Result<CheckedHeader> {
         match self {
             Self::V1(header) => {
-                let layout = luks1_check::check(&header, limits)?;
+                let layout = luks1::check(&header, limits)?;
                 Ok(CheckedHeader::new(Self::V1(header), layout, *limits))
             }
             Self::V2(header) => header.check(limits),

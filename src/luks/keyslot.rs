@@ -17,7 +17,7 @@ use crate::secret::{Passphrase, SecretBytes, VolumeKey};
 use crate::units::BlockSize;
 
 use super::antiforensic;
-use super::check::{CheckedHeader, CryptSegment, KeyDigest, Priority, STRIPES, Slot};
+use super::layout::{CheckedHeader, CryptSegment, KeyDigest, Priority, STRIPES, Slot};
 
 /// Areas are encrypted in sectors of this size, whatever the data's sector size is.
 const AREA_SECTOR: BlockSize = BlockSize::B512;

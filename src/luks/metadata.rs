@@ -1,6 +1,6 @@
 //! The JSON area of a LUKS2 header, as types (LUKS2 specification, 3).
 //!
-//! This is the text's shape, not its truth: `check.rs` decides what the values must be. Fields that
+//! This is the text's shape, not its truth: `check` decides what the values must be. Fields that
 //! we do not know are kept and written back, as the specification asks of every implementation, and
 //! the text that we write has the fields in cryptsetup's order.
 

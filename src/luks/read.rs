@@ -13,8 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteCount, ByteOffset};
 
 use super::binary_header::{BinaryHeader, HEADER_SIZES, version_at_start};
-use super::check::{CheckedHeader, check};
+use super::check::luks2::check;
 use super::header::Header;
+use super::layout::CheckedHeader;
 use super::metadata::Metadata;
 
 /// The largest header: two copies of the largest size.

@@ -23,11 +23,12 @@ use crate::secret::Passphrase;
 use crate::units::ByteOffset;
 
 use super::areas::{AREA_SIZE, Span, find_room, wipe};
-use super::check::{CheckedHeader, MOST_OBJECTS};
+use super::check::luks2::MOST_OBJECTS;
 use super::compose::keyslot;
 use super::describe::{KeyslotDescription, describe_slot};
 use super::format::{Pbkdf, SALT_LEN, choose};
 use super::keyslot::{Unlocked, seal};
+use super::layout::CheckedHeader;
 use super::metadata::{Decimal, Metadata};
 use super::update::Update;
 

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteCount, ByteOffset};
 
 use super::binary_header::{BinaryHeader, Place};
-use super::check::CheckedHeader;
+use super::layout::CheckedHeader;
 use super::metadata::Metadata;
 use super::read::{CopyState, RawHeader};
 

@@ -1,9 +1,4 @@
-//! Which LUKS1 headers we act on: the profile of `check.rs`, for the older version.
-//!
-//! A LUKS1 header has no checksum and nothing that authenticates it, so the host can change any of it
-//! unnoticed. What was said there holds here: it cannot forge a key slot that opens with the user's
-//! passphrase, and everything that is not listed here is refused, with a sentence that names the
-//! field as the specification does. What passed is the same [`Layout`] that a LUKS2 header gives.
+//! Which LUKS1 headers we act on. They have no checksum and nothing that authenticates them.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +6,10 @@ use crate::crypto::{CostLimits, Hash, Kdf, KdfAlgorithm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockSize, ByteOffset};
 
-use super::binary_header::text;
-use super::check::{CryptSegment, KeyDigest, Layout, Priority, STRIPES, Slot};
-use super::luks1_header::{ACTIVE, INACTIVE, KeySlot, PartitionHeader};
-use super::text::printable;
+use crate::luks::binary_header::text;
+use crate::luks::layout::{CryptSegment, KeyDigest, Layout, Priority, STRIPES, Slot};
+use crate::luks::luks1_header::{ACTIVE, INACTIVE, KeySlot, PartitionHeader};
+use crate::luks::text::printable;
 
 /// Bytes in a sector; LUKS1 has no others.
 const SECTOR: u64 = 512;
@@ -24,7 +19,7 @@ const FIRST_AREA: u64 = 8;
 const PLAIN_TWEAKS: u64 = 1 << 32;
 
 /// Checks a header.
-pub(super) fn check(header: &PartitionHeader, limits: &CostLimits) -> Result<Layout> {
+pub(in crate::luks) fn check(header: &PartitionHeader, limits: &CostLimits) -> Result<Layout> {
     let uuid = text(&header.uuid);
     let uuid = uuid.parse().map_err(|_| corrupt(format!("uuid '{}' is none", printable(&uuid))))?;
     let tweak_end = check_cipher(header)?;
