@@ -36,10 +36,7 @@ pub fn pin_header(
     if let Some(session) = &session {
         session.last().check_generation(old.generation)?;
     }
-    let generation = old
-        .generation
-        .checked_add(1)
-        .ok_or_else(|| Error::new(ErrorKind::CorruptHeader, "the superblock's generation cannot grow"))?;
+    let generation = old.generation + 1;
     let new = Superblock { generation, header: *pin, ..old };
     let bytes: Box<[u8; BLOCK]> = new.encode(&key)?;
     for slot in Superblock::slots_of(generation) {
