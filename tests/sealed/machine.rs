@@ -374,7 +374,7 @@ fn number_of(block: &[u8]) -> Result<u64, String> {
     let number = u64::from_le_bytes(words[0]) >> 16;
     let step = u64::from(number > 0);
     let differ = (0..).zip(words).fold(0, |differ, (word, bytes)| {
-        differ | (u64::from_le_bytes(*bytes) ^ (number << 16 | word * step))
+        differ | (u64::from_le_bytes(*bytes) ^ ((number << 16) | (word * step)))
     });
     if differ == 0 { Ok(number) } else { Err("a block holds what nobody wrote".to_owned()) }
 }
