@@ -77,6 +77,12 @@ impl Bits {
         clear
     }
 
+    /// How many bits differ from those of another bitmap of the same volume.
+    pub(crate) fn count_differences(&self, other: &Self) -> u64 {
+        let words = self.words.iter().zip(&other.words);
+        words.map(|(word, other)| u64::from((word ^ other).count_ones())).sum()
+    }
+
     /// One page as it is on disk.
     pub(crate) fn page(&self, page: u64, into: &mut [u8; BLOCK]) {
         let start = index(page * PAGE_BITS / WORD);
@@ -120,6 +126,10 @@ mod tests {
             prop_assert_eq!(bits.clear_run(range.clone()), run);
             let clear = range.clone().filter(|bit| !set.contains(bit)).count() as u64;
             prop_assert_eq!(bits.count_clear(range), clear);
+            let mut other = Bits::none(&layout());
+            let differ = set.iter().filter(|bit| *bit % 3 == 0 || !other.insert(**bit)).count() as u64;
+            other.insert(401);
+            prop_assert_eq!(bits.count_differences(&other), differ + 1);
         }
     }
 
