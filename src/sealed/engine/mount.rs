@@ -155,7 +155,14 @@ fn read_state(
         recover(&store, &layout, &keys, &superblock, freshness.record().as_ref())?;
     let cache = options.limits.map_or(256 << 20, |limits| limits.page_cache);
     let pages = Pages::new(cache);
-    let bitmap = read_bitmap(&store, &layout, &keys, &pages, &superblock.bitmap_root)?;
+    let bitmap = match read_bitmap(&store, &layout, &keys, &pages, &superblock.bitmap_root) {
+        // Only writers ask what is in use: without it, what is there can still be read and saved.
+        Err(error) if options.read_only => {
+            tracing::error!(%error, "the bitmap is damaged: the volume can be read, and not written");
+            Bits::none(&layout)
+        }
+        result => result?,
+    };
     let used = used_blocks(&layout, &bitmap, &overlay)?;
     Ok(State { store, layout, keys, pages, superblock, bitmap, used, overlay, tail, freshness })
 }
