@@ -421,6 +421,7 @@ def sealed_engine_seeds():
         "failing": write(0, 10) + flush + fault(0, 2) + write(3, 4) + flush + fault(0, 4) + write(5, 5) + flush
         + kill + fault(3, 1) + kill + fault(2, 2) + checkpoint + kill + check,
         "full": everything + flush + everything + close + check,
+        "growth-put-back": write(0, 10) + flush + keep + grow(99) + write(350, 9) + flush + back + kill + check,
         "torn-while-mounting": write(0, 20) + flush + b"".join(fault(n, 2) + kill for n in range(4)) + check,
     }
     for choice, name in ((b"\0", "plain"), (b"\1", "anchored")):

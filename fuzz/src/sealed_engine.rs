@@ -45,8 +45,9 @@ struct Run {
     /// A step has failed since the mount: writes may be refused.
     stopped: bool,
     mounts: u32,
-    /// How large the volume may be, in blocks.
+    /// How large the volume may be, in blocks, and how large it may ever have been.
     sizes: BTreeSet<u64>,
+    ever_sizes: BTreeSet<u64>,
     /// The number of the last write.
     last: u8,
     blocks: Vec<Expected>,
@@ -96,6 +97,7 @@ impl Run {
             stopped: false,
             mounts: 0,
             sizes: [PARAMETERS.logical_blocks].into(),
+            ever_sizes: [PARAMETERS.logical_blocks].into(),
             last: 0,
             blocks: (0..MOST_BLOCKS).map(|_| zeroes()).collect(),
         };
@@ -187,9 +189,14 @@ impl Run {
         self.recovered();
     }
 
+    /// Whether the host may have put the whole volume back.
+    fn may_be_rolled_back(&self) -> bool {
+        self.touched && self.anchor.is_none()
+    }
+
     /// From now on blocks are what the mount found.
     fn recovered(&mut self) {
-        let rolled_back = self.touched && self.anchor.is_none();
+        let rolled_back = self.may_be_rolled_back();
         for block in &mut self.blocks {
             if rolled_back {
                 block.later.clone_from(&block.ever);
@@ -200,10 +207,9 @@ impl Run {
 
     fn check_size(&mut self, disk: &Disk) {
         let blocks = disk.geometry().size.0 / BLOCK as u64;
-        assert!(self.sizes.contains(&blocks), "{blocks} blocks; it had {:?}", self.sizes);
-        if !self.touched || self.anchor.is_some() {
-            self.sizes = [blocks].into();
-        }
+        let sizes = if self.may_be_rolled_back() { &self.ever_sizes } else { &self.sizes };
+        assert!(sizes.contains(&blocks), "{blocks} blocks; it had {sizes:?}");
+        self.sizes = [blocks].into();
     }
 
     fn remount(&mut self) {
@@ -316,9 +322,10 @@ impl Run {
             self.mounts += 1;
             self.stopped = false;
             self.sizes.insert(size);
+            self.ever_sizes.insert(size);
             let options = self.options(false);
             let grown = self.attempt(|run| grow(&run.backing(), keys(), &options, size, &run.entropy));
-            if grown.is_ok() && (!self.touched || self.anchor.is_some()) {
+            if grown.is_ok() {
                 self.sizes = [size].into();
             }
         }
