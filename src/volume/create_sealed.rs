@@ -75,6 +75,11 @@ pub(super) fn check(format: &SealedFormat, place: &Place, pbkdf: Pbkdf) -> Resul
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     let Some((address, _)) = &format.anchor else { return Ok(()) };
+    if *address == AnchorAddress::File(place.disk.clone()) {
+        let what = format!("{address} is the volume itself, and cannot be its anchor");
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("keep it where the volume's host cannot put it back"));
+    }
     match address.open()?.read() {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Ok(kept) if kept.is_reservation() => Ok(()),

@@ -42,6 +42,7 @@ fn what_a_format_does_not_have_is_refused() {
     for (args, code, sentence) in [
         ("--header h", 4, "a sealed volume keeps its header with its data"),
         ("--pbkdf pbkdf2", 4, "key slots of sealed volumes use Argon2id, not PBKDF2"),
+        ("--anchor file:disk.img", 1, "file:disk.img is the volume itself, and cannot be its anchor"),
         ("--size 1000", 1, "a volume's size must be a multiple of 4096 bytes, and 1000 is not"),
     ] {
         let size = if args.contains("--size") { "" } else { "--size 1M" };
