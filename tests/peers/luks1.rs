@@ -108,7 +108,7 @@ fn each_of_several_passphrases_opens() {
         .arg("--key-file")
         .args([&volume.key, &volume.disk, &added])
         .run();
-    let second = Volume { disk: volume.disk.clone(), key: added };
+    let second = Volume { disk: volume.disk.clone(), key: added, anchor: None };
     volume.serve().start().stop();
     second.serve().start().stop();
     let slots = inspect(&volume)["keyslots"].clone();

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod client;
+mod form;
 mod harness;
 mod privilege;
 mod reference;
@@ -21,6 +22,7 @@ mod libnbd;
 mod loop_device;
 mod luks1;
 mod qemu;
+mod sealed;
 mod secrets;
 mod syscalls;
 mod tls;
