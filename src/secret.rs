@@ -1,7 +1,7 @@
 //! Secrets in memory: passphrases, key files' contents and volume keys.
 //!
 //! Guaranteed: a secret lies in locked memory that no core dump contains (`sys::SecretPages`), is
-//! zeroed when dropped, has no `Clone` and no `Debug` that shows it, and is compared in constant
+//! zeroed when dropped (and its pages may then hold the next one), has no `Clone` and no `Debug` that shows it, and is compared in constant
 //! time. Not guaranteed: that the operating system allowed the locking (a warning is logged once),
 //! and nothing about what a cipher leaves on the stack and in registers. A cipher's key schedule lies in
 //! that cipher's memory, which [`lock_in_place`] locks and the cipher zeroes.
@@ -9,6 +9,7 @@
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
@@ -16,6 +17,14 @@ use zeroize::Zeroize;
 use crate::env::Entropy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::SecretPages;
+
+/// Zeroed and locked pages that nobody uses. Most secrets are keys of 32 bytes, and mapping, locking and
+/// unmapping a page for each costs far more than deriving it does: an unmapping interrupts every core.
+static SPARE: Mutex<Vec<SecretPages>> = Mutex::new(Vec::new());
+/// So many are kept, of secrets of at most [`SMALL`] bytes: each counts against the limit of locked memory.
+const MAX_SPARE: usize = 32;
+/// No page is smaller.
+const SMALL: usize = 4096;
 
 /// Secret bytes of a fixed length.
 pub struct SecretBytes {
@@ -25,7 +34,8 @@ pub struct SecretBytes {
 impl SecretBytes {
     /// `len` zero bytes, to be filled in.
     pub fn zeroed(len: usize) -> Result<Self> {
-        let pages = SecretPages::new(len)
+        let pages = spare_pages(len)
+            .map_or_else(|| SecretPages::new(len), Ok)
             .map_err(|e| Error::new(ErrorKind::OutOfMemory, "no memory for a secret").because(e))?;
         if !pages.is_locked() {
             warn_unlocked();
@@ -81,7 +91,23 @@ impl SecretBytes {
 impl Drop for SecretBytes {
     fn drop(&mut self) {
         self.expose_mut().zeroize();
+        let small = self.len() <= SMALL;
+        let pages = std::mem::replace(&mut self.pages, SecretPages::none());
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if small && pages.is_locked() && spare.len() < MAX_SPARE {
+            spare.push(pages);
+        }
     }
+}
+
+/// Spare pages for `len` bytes, all zero.
+fn spare_pages(len: usize) -> Option<SecretPages> {
+    if len > SMALL {
+        return None;
+    }
+    let mut pages = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+    pages.resize(len);
+    Some(pages)
 }
 
 impl fmt::Debug for SecretBytes {
@@ -152,5 +178,16 @@ mod tests {
         assert!(secret.equals(b"correct horse") && !secret.equals(b"correct horsf") && !secret.equals(b""));
         let shown = format!("{:?}", VolumeKey::new(secret));
         assert_eq!(shown, "VolumeKey(SecretBytes(13 bytes))");
+    }
+
+    /// More secrets than are kept spare, so that most of them lie where others lay.
+    #[test]
+    fn a_new_secret_holds_nothing_of_an_old_one() {
+        for len in [1, 32, 100, SMALL, SMALL + 1] {
+            let old: Vec<_> = (0..40).map(|_| SecretBytes::copy_of(&vec![7; SMALL]).unwrap()).collect();
+            drop(old);
+            let new: Vec<_> = (0..40).map(|_| SecretBytes::zeroed(len).unwrap()).collect();
+            assert!(new.iter().all(|secret| secret.equals(&vec![0; len])), "{len} bytes");
+        }
     }
 }

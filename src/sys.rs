@@ -59,6 +59,22 @@ impl SecretPages {
         Ok(pages)
     }
 
+    /// No pages at all, and no room: what is left where pages were taken from.
+    pub fn none() -> Self {
+        let nowhere = NonNull::dangling();
+        Self { data: nowhere, len: 0, map: nowhere, map_len: 0, locked: false }
+    }
+
+    /// How many bytes there would be room for.
+    pub fn capacity(&self) -> usize {
+        self.map_len.saturating_sub(2 * rustix::param::page_size())
+    }
+
+    /// Makes these pages hold `len` bytes, or as many as there is room for; what they held stays.
+    pub fn resize(&mut self, len: usize) {
+        self.len = len.min(self.capacity());
+    }
+
     /// Whether the pages are locked into RAM (they are not where `RLIMIT_MEMLOCK` forbids it).
     pub fn is_locked(&self) -> bool {
         self.locked
@@ -80,6 +96,9 @@ impl SecretPages {
 
 impl Drop for SecretPages {
     fn drop(&mut self) {
+        if self.map_len == 0 {
+            return;
+        }
         // SAFETY: the mapping is ours, whole, and no reference into it outlives `self`. Unmapping
         // also unlocks. It cannot fail for a range that was mapped in one piece.
         let _ = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), self.map_len) };
@@ -177,6 +196,17 @@ mod tests {
         assert_eq!(pages.bytes()[4999], 7);
         assert!(SecretPages::new(usize::MAX).is_err());
         assert!(SecretPages::new(0).unwrap().bytes().is_empty());
+    }
+
+    #[test]
+    fn secret_pages_hold_no_more_than_there_is_room_for() {
+        let mut pages = SecretPages::new(1).unwrap();
+        assert_eq!(pages.capacity(), rustix::param::page_size());
+        pages.resize(usize::MAX);
+        assert_eq!(pages.bytes().len(), pages.capacity());
+        let mut none = SecretPages::none();
+        none.resize(1);
+        assert!(none.bytes().is_empty());
     }
 
     #[test]

@@ -18,13 +18,13 @@ use crate::env::Entropy;
 use crate::error::Result;
 use crate::units::{BlockSize, ByteCount};
 
-use super::commit::Durable;
-use super::core::Core;
-use super::keys::KeySchedule;
+use super::engine::commit::Durable;
+use super::engine::core::Core;
+use super::engine::mount::{MountOptions, mount};
+use super::engine::read::{PIECE, run_length};
+use super::keys::schedule::KeySchedule;
 use super::layout::BLOCK;
-use super::mount::{MountOptions, mount};
 use super::pointer::BlkPtr;
-use super::read::{PIECE, run_length};
 
 /// A mounted volume. Cloning it shares the volume.
 #[derive(Clone)]

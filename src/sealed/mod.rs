@@ -5,61 +5,45 @@
 //! where it lies and what it must be, so the tree's root vouches for the whole volume. Between
 //! checkpoints of the tree a journal, whose blocks are chained by their tags, has the changes
 //! (docs/sealed-format.md). No thread, clock or randomness of its own: whoever drives it brings them.
+//!
+//! ```text
+//! header/      a secret  >  the volume key              store.rs    blocks of the backing store
+//! keys/        the volume key  >  sealed blocks         layout.rs   where everything lies in it
+//! superblock/  the root of everything                   pointer.rs  what vouches for a block
+//! journal/     what has changed since, in order
+//! trees/       where every block lies, and what is in use
+//! engine/      a mounted volume, of all these; device.rs shows it as a block device
+//! maintain/    what is done to a volume that is not mounted
+//! ```
 
-mod allocator;
-mod amend;
-mod bits;
-mod check;
-mod checkpoint;
-mod choose;
-mod commit;
-mod core;
-mod describe;
 mod device;
-mod epoch;
-mod format;
-mod freshness;
-mod grow;
+mod engine;
 mod header;
 mod journal;
-#[cfg(test)]
-mod key_fixtures;
-mod keyring;
 mod keys;
 mod layout;
-mod merge;
-mod mount;
+mod maintain;
 pub mod mutants;
-mod pages;
 mod pointer;
-mod read;
-mod recover;
-mod salts;
-mod slot;
-mod slots;
-mod stage;
 mod store;
 mod superblock;
-mod unlock;
-#[cfg(test)]
-mod vectors;
-mod write;
+mod trees;
 
-pub use self::core::Limits;
-pub use amend::{accept_state, found_state, pin_header};
-pub use check::{Checked, check};
-pub use choose::{pinned, pinned_header};
-pub use describe::{HeaderDescription, SlotDescription, SuperblockDescription, describe_superblock};
 pub use device::{Device, Usage};
-pub use epoch::{
+pub use engine::core::Limits;
+pub use engine::mount::MountOptions;
+pub use header::describe::{HeaderDescription, SlotDescription, SuperblockDescription, describe_superblock};
+pub use header::fields::{CopyPlace, HEADER_LEN, HeaderPin, SLOTS, looks_like_sealed};
+pub use header::slot::SlotSecret;
+pub use header::slots::{NewHeader, NewSlot, WritePin, create, erase_all};
+pub use header::unlock::{CheckedHeader, RawHeader, Unlocked};
+pub use keys::epoch::{
     Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, JOURNAL_AAD_HEADER, Kind, Version,
 };
-pub use format::format_volume;
-pub use grow::grow;
-pub use header::{CopyPlace, HEADER_LEN, HeaderPin, SLOTS, looks_like_sealed};
-pub use keys::{FreshSalt, HeaderMac, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
+pub use keys::schedule::{FreshSalt, HeaderMac, KeySchedule, MountInputs, SALT_LEN, SuperblockMac, VolumeId};
 pub use layout::Parameters;
-pub use mount::MountOptions;
-pub use slot::SlotSecret;
-pub use slots::{NewHeader, NewSlot, WritePin, create, erase_all};
-pub use unlock::{CheckedHeader, RawHeader, Unlocked};
+pub use maintain::amend::{accept_state, found_state, pin_header};
+pub use maintain::check::{Checked, check};
+pub use maintain::format::format_volume;
+pub use maintain::grow::grow;
+pub use superblock::choose::{pinned, pinned_header};

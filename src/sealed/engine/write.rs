@@ -1,0 +1,159 @@
+//! Writing: every block to a fresh place, then into the current group (docs/sealed-format.md, "Writing").
+
+use rayon::prelude::*;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sealed::keys::epoch::{Binding, FreshVersion};
+use crate::sealed::layout::BLOCK;
+use crate::sealed::pointer::BlkPtr;
+use crate::sealed::trees::allocator::Extent;
+use crate::sealed::trees::bits::index;
+
+use super::commit::Durable;
+use super::core::Core;
+use super::read::PARALLEL;
+
+/// Blocks that one round places at most: they enter one group together.
+const ROUND: usize = 2048;
+/// Extents that a round is cut into at most before it is shortened instead.
+const EXTENTS: usize = 16;
+
+impl Core {
+    /// Stores `data`, which it encrypts in place, at the blocks from `first` on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when the store is full. Blocks then hold the old data or the new, each.
+    pub(crate) fn write(&self, first: u64, data: &mut [u8]) -> Result<()> {
+        let (mut lba, mut rest) = (first, data);
+        let mut refused = 0;
+        while !rest.is_empty() {
+            let written = self.write_some(lba, rest)?;
+            if written == 0 {
+                refused += 1;
+                self.make_room(refused)?;
+                continue;
+            }
+            refused = 0;
+            lba += written as u64;
+            rest = &mut rest[written * BLOCK..];
+        }
+        Ok(())
+    }
+
+    /// Stores the first blocks of `data`, as many as there is room for together; says how many.
+    pub(crate) fn write_some(&self, first: u64, data: &mut [u8]) -> Result<usize> {
+        self.store.check()?;
+        let most = ROUND.min(index(self.group_limit()));
+        let mut extents = [Extent { block: 0, len: 0 }; EXTENTS];
+        let extents = self.allocate((data.len() / BLOCK).min(most), &mut extents);
+        let count = extents.iter().map(|extent| index(extent.len)).sum();
+        if count == 0 {
+            return Ok(0);
+        }
+        let stored = self.seal_and_store(first, &mut data[..count * BLOCK], extents);
+        let inserted = stored.and_then(|places| self.insert(first, &places));
+        if inserted.is_err() {
+            extents.iter().try_for_each(|extent| self.allocator.give_back(*extent))?;
+        }
+        inserted.map(|()| count)
+    }
+
+    /// Takes places for up to `want` blocks.
+    fn allocate<'a>(&self, want: usize, extents: &'a mut [Extent; EXTENTS]) -> &'a [Extent] {
+        let (mut left, mut used) = (want as u64, 0);
+        while left > 0 && used < EXTENTS {
+            let Some(extent) = self.allocator.allocate(left) else { break };
+            left -= extent.len;
+            extents[used] = extent;
+            used += 1;
+        }
+        &extents[..used]
+    }
+
+    /// Seals blocks and writes them to their places. No lock is held.
+    fn seal_and_store(&self, first: u64, data: &mut [u8], extents: &[Extent]) -> Result<Vec<BlkPtr>> {
+        let blocks = extents.iter().flat_map(|extent| extent.block..extent.block + extent.len);
+        let versions = self.keys.versions((data.len() / BLOCK) as u64)?;
+        let mut jobs: Vec<(FreshVersion, u64)> = Vec::with_capacity(data.len() / BLOCK);
+        jobs.extend(versions.zip(blocks));
+        let seal = |(number, ((version, pba), block)): (usize, ((FreshVersion, u64), &mut [u8]))| {
+            let binding = Binding::data(&self.keys.volume(), first + number as u64);
+            self.keys.seal(version, &binding, block).map(|(ver, tag)| BlkPtr { ver, pba, tag })
+        };
+        let places: Vec<BlkPtr> = match jobs.len() < PARALLEL {
+            true => jobs
+                .into_iter()
+                .zip(data.chunks_exact_mut(BLOCK))
+                .enumerate()
+                .map(seal)
+                .collect::<Result<_>>()?,
+            false => jobs
+                .into_par_iter()
+                .zip(data.par_chunks_exact_mut(BLOCK))
+                .enumerate()
+                .with_min_len(16)
+                .map(seal)
+                .collect::<Result<_>>()?,
+        };
+        let mut rest: &[u8] = data;
+        for extent in extents {
+            let (now, later) = rest.split_at(index(extent.len) * BLOCK);
+            self.store.write_data(extent.block, now)?;
+            rest = later;
+        }
+        Ok(places)
+    }
+
+    /// Adds stored blocks to the current group. What they supersede within it is free (rule R1): no
+    /// journal block will ever refer to it.
+    fn insert(&self, first: u64, places: &[BlkPtr]) -> Result<()> {
+        self.with_pending(places.len() as u64, |stage| {
+            let mut replaced = Vec::new();
+            stage.insert_blocks(first, places, |pba| replaced.push(pba));
+            self.store.latch(self.allocator.free_all(replaced))
+        })
+    }
+
+    /// Makes the blocks of `run` read as zeroes.
+    pub(crate) fn zero(&self, run: std::ops::Range<u64>) -> Result<()> {
+        self.store.check()?;
+        self.with_pending(1, |stage| {
+            let mut replaced = Vec::new();
+            stage.insert_run(run.clone(), |pba| replaced.push(pba));
+            self.store.latch(self.allocator.free_all(replaced))
+        })
+    }
+
+    /// Has `change` add `entries` to the current group, which has room for them.
+    fn with_pending(
+        &self,
+        entries: u64,
+        change: impl Fn(&crate::sealed::journal::stage::Stage) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            {
+                let stages = self.stages();
+                if stages.pending.reserve(entries, self.group_limit()) {
+                    return change(&stages.pending);
+                }
+            }
+            self.commit(Durable::Later)?;
+        }
+    }
+
+    /// Frees superseded blocks, or says that there are none.
+    fn make_room(&self, attempt: u32) -> Result<()> {
+        // Of several writers that wait for the same checkpoint one may take all that it freed.
+        if attempt > 8 {
+            return Err(Error::new(ErrorKind::NoSpace, "the volume has no free block"));
+        }
+        self.commit(Durable::Later)?;
+        self.checkpoint_if(|| self.allocator.free_blocks() == 0)
+    }
+
+    /// Waits, by doing it, for a checkpoint where the overlay is at its bound.
+    pub(crate) fn throttle(&self) -> Result<()> {
+        let full = || self.overlay_entries() >= self.limits.overlay;
+        if full() { self.checkpoint_if(full) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,266 @@
+//! Recovery: what the journal says beyond the superblock's trees (docs/sealed-format.md, "Recovery",
+//! steps 3 and 4).
+
+use std::collections::VecDeque;
+
+use rayon::prelude::*;
+
+use crate::anchor::Record as Anchored;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sealed::engine::read::PARALLEL;
+use crate::sealed::keys::epoch::Binding;
+use crate::sealed::keys::keyring::Keyring;
+use crate::sealed::layout::{BLOCK, Layout};
+use crate::sealed::mutants::{Mutant, active};
+use crate::sealed::pointer::{BlkPtr, Target, epoch_of};
+use crate::sealed::store::Store;
+use crate::sealed::superblock::fields::{Link, Superblock};
+use crate::sealed::trees::bits::index;
+
+use super::blocks::{self, Entry, Record as Block};
+use super::stage::Stage;
+
+/// Journal blocks read at once.
+const BATCH: u64 = 256;
+
+/// Blocks that are sorted before they are added to the overlay.
+const MOST_IN_BATCH: usize = 1 << 18;
+
+/// What the journal gave.
+pub(crate) struct Recovered {
+    /// What it changes in the tree.
+    pub(crate) overlay: Stage,
+    /// Its last block that counts.
+    pub(crate) tail: Link,
+}
+
+/// Walks the chain from the superblock's cut on.
+///
+/// # Errors
+/// [`ErrorKind::TamperedBlock`] when the chain does not reach what the last mount accepted,
+/// [`ErrorKind::StaleVolume`] when it does not carry what the anchor remembers; any error of the store.
+pub(crate) fn recover(
+    store: &Store,
+    layout: &Layout,
+    keys: &Keyring,
+    superblock: &Superblock,
+    anchor: Option<&Anchored>,
+) -> Result<Recovered> {
+    let known = superblock.fence.seq.max(superblock.cut.seq).max(anchor.map_or(0, |record| record.sequence));
+    let mut walk = Walk {
+        store,
+        layout,
+        keys,
+        superblock,
+        anchor,
+        link: superblock.cut,
+        known,
+        at_anchor: None,
+        fence_seen: superblock.cut.seq >= superblock.fence.seq,
+        group: Vec::new(),
+        waiting: VecDeque::new(),
+        overlay: Stage::new(),
+        batch: Vec::new(),
+        accepted: superblock.cut,
+    };
+    walk.look_for_anchor();
+    walk.run()?;
+    walk.finish()
+}
+
+/// A complete group.
+struct Group {
+    last: Link,
+    entries: Vec<Entry>,
+}
+
+struct Walk<'a> {
+    store: &'a Store,
+    layout: &'a Layout,
+    keys: &'a Keyring,
+    superblock: &'a Superblock,
+    anchor: Option<&'a Anchored>,
+    /// The last block of the chain so far.
+    link: Link,
+    /// The last block that is known to have been durable before the crash.
+    known: u64,
+    /// The tag at the sequence number that the anchor remembers.
+    at_anchor: Option<[u8; 16]>,
+    fence_seen: bool,
+    /// Entries of the group that has not ended yet.
+    group: Vec<Entry>,
+    /// Groups that are not known to be durable so far.
+    waiting: VecDeque<Group>,
+    overlay: Stage,
+    /// Blocks of accepted groups that are not in the overlay yet.
+    batch: Vec<(u64, BlkPtr)>,
+    accepted: Link,
+}
+
+impl Walk<'_> {
+    /// Takes blocks until one does not follow, at most one lap of the ring.
+    fn run(&mut self) -> Result<()> {
+        let ring = self.layout.journal_blocks();
+        let (mut left, mut most) = (ring, BATCH);
+        let mut bytes = Vec::new();
+        while left > 0 {
+            let next = self.link.seq + 1;
+            let batch = left.min(most).min(ring - next % ring);
+            bytes.resize(index(batch) * BLOCK, 0);
+            match self.store.read(self.layout.journal_block(next), &mut bytes) {
+                // A bad sector behind the chain's end is nobody's loss.
+                Err(_) if batch > 1 => {
+                    most = 1;
+                    continue;
+                }
+                result => result?,
+            }
+            for block in self.open_batch(&mut bytes)? {
+                let Some(block) = block else { return Ok(()) };
+                self.take(block)?;
+            }
+            left -= batch;
+        }
+        Ok(())
+    }
+
+    /// Opens the blocks of a batch, each as the successor of the one before it: what those claim to be
+    /// their tags is true if they open, and beside the point if they do not.
+    fn open_batch(&self, bytes: &mut [u8]) -> Result<Vec<Option<Block>>> {
+        let before = bytes.chunks_exact(BLOCK).map(blocks::tag_of);
+        let previous: Vec<[u8; 16]> = std::iter::once(self.link.tag).chain(before).collect();
+        let open = |(number, block): (usize, &mut [u8])| {
+            let seq = self.link.seq + 1 + number as u64;
+            if !self.epoch_fits(seq, blocks::version_of(block)) {
+                return Ok(None);
+            }
+            blocks::open(self.keys, block, seq, &previous[number])
+        };
+        if bytes.len() / BLOCK >= PARALLEL && open((0, &mut bytes[..BLOCK].to_vec()))?.is_some() {
+            return bytes.par_chunks_exact_mut(BLOCK).enumerate().map(open).collect();
+        }
+        let mut blocks = Vec::new();
+        for block in bytes.chunks_exact_mut(BLOCK).enumerate() {
+            blocks.push(open(block)?);
+            if matches!(blocks.last(), Some(None)) {
+                break;
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// What the last mount accepted is of earlier epochs, what it wrote is of its own: a group that a
+    /// mount dropped can never come back.
+    fn epoch_fits(&self, seq: u64, version: u64) -> bool {
+        match seq <= self.superblock.fence.seq {
+            true => epoch_of(version) < self.superblock.epoch,
+            false => epoch_of(version) == self.superblock.epoch,
+        }
+    }
+
+    fn take(&mut self, block: Block) -> Result<()> {
+        self.link = Link { seq: self.link.seq + 1, tag: block.tag };
+        self.look_for_anchor();
+        self.fence_seen |= self.link == self.superblock.fence;
+        self.known = self.known.max(block.synced.min(self.link.seq));
+        self.group.extend(block.entries);
+        if block.commit {
+            let entries = std::mem::take(&mut self.group);
+            self.waiting.push_back(Group { last: self.link, entries });
+        }
+        while self.waiting.front().is_some_and(|group| group.last.seq <= self.known) {
+            let group = self.waiting.pop_front();
+            group.map_or(Ok(()), |group| self.accept(&group))?;
+        }
+        Ok(())
+    }
+
+    fn look_for_anchor(&mut self) {
+        if self.anchor.is_some_and(|record| record.sequence == self.link.seq) {
+            self.at_anchor = Some(self.link.tag);
+        }
+    }
+
+    fn accept(&mut self, group: &Group) -> Result<()> {
+        for entry in &group.entries {
+            let len = match entry.target {
+                Target::Block(_) => 1,
+                Target::Run(len) => len,
+            };
+            let end = entry.lba.checked_add(len).filter(|end| *end <= self.layout.logical_blocks());
+            let end = end.ok_or_else(|| {
+                Error::new(ErrorKind::CorruptHeader, "the journal speaks of blocks beyond the volume's end")
+            })?;
+            match entry.target {
+                Target::Block(pointer) => self.batch.push((entry.lba, pointer)),
+                Target::Run(_) => {
+                    self.insert_batch();
+                    self.overlay.insert_run(entry.lba..end, |_| {});
+                }
+            }
+        }
+        if self.batch.len() >= MOST_IN_BATCH {
+            self.insert_batch();
+        }
+        self.accepted = group.last;
+        Ok(())
+    }
+
+    /// Adds blocks to the overlay: sorted, since neighbours are faster one after the other. Of two for one
+    /// place the later stays the later.
+    fn insert_batch(&mut self) {
+        self.batch.par_sort_by_key(|(lba, _)| *lba);
+        self.batch.drain(..).for_each(|(lba, pointer)| self.overlay.insert_blocks(lba, &[pointer], |_| {}));
+    }
+
+    /// Looks at the data of the groups that may not have been durable, in order, and ends before the
+    /// first whose data is not all there.
+    fn finish(mut self) -> Result<Recovered> {
+        if !self.fence_seen {
+            let what =
+                format!("the journal ends at block {} and was longer at the last mount", self.link.seq);
+            return Err(Error::new(ErrorKind::TamperedBlock, what)
+                .hint("the store was changed behind our back, or is failing"));
+        }
+        if let Some(record) = self.anchor {
+            record.check(self.superblock.generation, self.at_anchor)?;
+        }
+        while let Some(group) = self.waiting.pop_front() {
+            let believe =
+                active(Mutant::BelieveTail) || active(Mutant::BelieveAllButLast) && !self.waiting.is_empty();
+            if !believe && !self.data_is_there(&group)? {
+                let dropped = 1 + self.waiting.len();
+                tracing::warn!(
+                    groups = dropped,
+                    from = self.accepted.seq,
+                    "dropped writes that a crash had cut off; none had been flushed"
+                );
+                break;
+            }
+            self.accept(&group)?;
+        }
+        self.insert_batch();
+        Ok(Recovered { overlay: self.overlay, tail: self.accepted })
+    }
+
+    fn data_is_there(&self, group: &Group) -> Result<bool> {
+        let intact = |entry: &Entry| {
+            let Target::Block(pointer) = entry.target else { return Ok(true) };
+            if self.layout.bit_of_block(pointer.pba).is_none() {
+                return Ok(false);
+            }
+            let mut block = [0; BLOCK];
+            self.store.read(pointer.pba, &mut block)?;
+            let binding = Binding::data(&self.keys.volume(), entry.lba);
+            match self.keys.open(pointer.ver, &pointer.tag, &binding, &mut block) {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == ErrorKind::TamperedBlock => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        if group.entries.len() < PARALLEL {
+            return group.entries.iter().map(intact).try_fold(true, |all, one| Ok(all && one?));
+        }
+        group.entries.par_iter().map(intact).try_reduce(|| true, |a, b| Ok(a && b))
+    }
+}

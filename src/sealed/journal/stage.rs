@@ -1,0 +1,338 @@
+//! [`Stage`]: what a stretch of the journal changes in the map, in memory (docs/sealed-format.md,
+//! "In memory").
+//!
+//! A stage knows places of blocks, and runs that read as zeroes. A block lies over a run: whoever adds a
+//! run first takes out the blocks in it. Readers and writers of different 512 KiB meet at different
+//! locks.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use crate::sealed::layout::FAN;
+use crate::sealed::pointer::BlkPtr;
+
+const SHARDS: u64 = 64;
+
+/// A stage of the overlay. `replaced` callbacks receive the places that an insertion drops.
+pub(crate) struct Stage {
+    /// Pointers by logical block; page `n` of the map lies in shard `n % SHARDS`.
+    shards: Vec<RwLock<BTreeMap<u64, BlkPtr>>>,
+    /// First block to end of each run; no two touch.
+    runs: RwLock<BTreeMap<u64, u64>>,
+    /// Entries that have been promised room.
+    reserved: AtomicU64,
+    blocks: AtomicU64,
+    run_count: AtomicU64,
+    /// Places whose blocks the journal has superseded since this stage began. They are free once a
+    /// checkpoint that covers the superseding entry is durable (rule R2).
+    dead: Mutex<Vec<u64>>,
+}
+
+impl Stage {
+    /// An empty stage.
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            runs: RwLock::default(),
+            reserved: AtomicU64::new(0),
+            blocks: AtomicU64::new(0),
+            run_count: AtomicU64::new(0),
+            dead: Mutex::default(),
+        }
+    }
+
+    /// How many journal entries it takes to say what this stage says.
+    pub(crate) fn entries(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire) + self.run_count.load(Ordering::Acquire)
+    }
+
+    /// Promises room for so many entries more, unless the stage would then have more than `limit`.
+    pub(crate) fn reserve(&self, entries: u64, limit: u64) -> bool {
+        let room = |reserved: u64| reserved.checked_add(entries).filter(|sum| *sum <= limit);
+        self.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok()
+    }
+
+    /// Entries that have been promised room.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    /// Whether it changes nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries() == 0
+    }
+
+    fn shard(&self, lba: u64) -> &RwLock<BTreeMap<u64, BlkPtr>> {
+        let number = lba / FAN % SHARDS;
+        &self.shards[usize::try_from(number).unwrap_or(0)]
+    }
+
+    /// Fills in what this stage knows of the blocks from `first` on, where `found` has nothing yet.
+    pub(crate) fn look_up(&self, first: u64, found: &mut [Option<BlkPtr>]) {
+        if self.is_empty() {
+            return;
+        }
+        for (start, part) in by_page(first, found) {
+            let shard = read(self.shard(start));
+            for (lba, pointer) in shard.range(start..start + part.len() as u64) {
+                let slot = &mut part[usize::try_from(lba - start).unwrap_or(0)];
+                slot.get_or_insert(*pointer);
+            }
+        }
+        if self.run_count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let runs = read(&self.runs);
+        for (start, end) in overlapping(&runs, first..first + found.len() as u64) {
+            let inside =
+                usize::try_from(start - first).unwrap_or(0)..usize::try_from(end - first).unwrap_or(0);
+            found[inside].iter_mut().for_each(|slot| {
+                slot.get_or_insert(BlkPtr::HOLE);
+            });
+        }
+    }
+
+    /// Notes where the blocks from `first` on lie.
+    pub(crate) fn insert_blocks(&self, first: u64, pointers: &[BlkPtr], mut replaced: impl FnMut(u64)) {
+        let mut rest = pointers;
+        let mut start = first;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(usize::try_from(FAN - start % FAN).unwrap_or(1).min(rest.len()));
+            let mut shard = self.shard(start).write().unwrap_or_else(PoisonError::into_inner);
+            let mut new = 0;
+            for (lba, pointer) in (start..).zip(now) {
+                match shard.insert(lba, *pointer) {
+                    Some(old) => replaced(old.pba),
+                    None => new += 1,
+                }
+            }
+            self.blocks.fetch_add(new, Ordering::AcqRel);
+            start += now.len() as u64;
+            rest = later;
+        }
+    }
+
+    /// Notes that the blocks of `run` read as zeroes.
+    pub(crate) fn insert_run(&self, run: Range<u64>, mut replaced: impl FnMut(u64)) {
+        {
+            let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+            let before = runs.len() as u64;
+            merge_run(&mut runs, run.clone());
+            let after = runs.len() as u64;
+            self.run_count.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
+        }
+        if self.blocks.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        for shard in self.shards_of(&run) {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let inside: Vec<u64> = shard.range(run.clone()).map(|(lba, _)| *lba).collect();
+            for lba in &inside {
+                if let Some(old) = shard.remove(lba) {
+                    replaced(old.pba);
+                }
+            }
+            self.blocks.fetch_sub(inside.len() as u64, Ordering::AcqRel);
+        }
+    }
+
+    /// The shards that can hold blocks of `run`, each once.
+    fn shards_of(&self, run: &Range<u64>) -> impl Iterator<Item = &RwLock<BTreeMap<u64, BlkPtr>>> {
+        let pages = run.start / FAN..=run.end.saturating_sub(1) / FAN;
+        let count = (pages.end() - pages.start() + 1).min(SHARDS);
+        (*pages.start()..*pages.start() + count).map(|page| self.shard(page * FAN))
+    }
+
+    /// Adds what a later stage says; places that it supersedes become dead.
+    pub(crate) fn absorb(&self, later: &Self) {
+        let mut dead = Vec::new();
+        for (start, end) in later.runs() {
+            self.insert_run(start..end, |pba| dead.push(pba));
+        }
+        later.for_each_block(|lba, pointer| self.insert_blocks(lba, &[pointer], |pba| dead.push(pba)));
+        self.bury(&dead);
+    }
+
+    /// Notes places that are free once a checkpoint covers all of this stage.
+    pub(crate) fn bury(&self, places: &[u64]) {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(places);
+    }
+
+    /// The dead places.
+    pub(crate) fn dead(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The runs, in order.
+    pub(crate) fn runs(&self) -> Vec<(u64, u64)> {
+        read(&self.runs).iter().map(|(start, end)| (*start, *end)).collect()
+    }
+
+    /// The parts of runs within `range`.
+    pub(crate) fn runs_within(&self, range: Range<u64>) -> Vec<(u64, u64)> {
+        if self.run_count.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        overlapping(&read(&self.runs), range).collect()
+    }
+
+    /// Calls `with` for every block, in no order that means anything but always the same.
+    pub(crate) fn for_each_block(&self, mut with: impl FnMut(u64, BlkPtr)) {
+        for shard in &self.shards {
+            read(shard).iter().for_each(|(lba, pointer)| with(*lba, *pointer));
+        }
+    }
+
+    /// Calls `with` for every block of the map's page `page`, in order.
+    pub(crate) fn for_each_of_page(&self, page: u64, mut with: impl FnMut(u64, BlkPtr)) {
+        let first = page * FAN;
+        read(self.shard(first)).range(first..first + FAN).for_each(|(lba, pointer)| with(*lba, *pointer));
+    }
+
+    /// The numbers of the map's pages that have blocks here, in order.
+    pub(crate) fn pages(&self) -> Vec<u64> {
+        let mut pages = Vec::new();
+        for shard in &self.shards {
+            for lba in read(shard).keys() {
+                if pages.last() != Some(&(lba / FAN)) {
+                    pages.push(lba / FAN);
+                }
+            }
+        }
+        pages.sort_unstable();
+        pages
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Cuts slots of the blocks from `first` on at the borders of the map's pages.
+fn by_page<T>(first: u64, slots: &mut [T]) -> impl Iterator<Item = (u64, &mut [T])> {
+    let mut start = first;
+    let mut rest = slots;
+    std::iter::from_fn(move || {
+        let len = usize::try_from(FAN - start % FAN).unwrap_or(1).min(rest.len());
+        let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = later;
+        let at = start;
+        start += len as u64;
+        (len > 0).then_some((at, now))
+    })
+}
+
+/// The parts of runs that lie within `range`.
+fn overlapping(runs: &BTreeMap<u64, u64>, range: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let before = runs.range(..range.start).next_back().filter(|(_, end)| **end > range.start);
+    before
+        .into_iter()
+        .chain(runs.range(range.clone()))
+        .map(move |(start, end)| ((*start).max(range.start), (*end).min(range.end)))
+        .filter(|(start, end)| start < end)
+}
+
+/// Adds a run, joined with those that it touches.
+fn merge_run(runs: &mut BTreeMap<u64, u64>, run: Range<u64>) {
+    let Range { mut start, mut end } = run;
+    if start >= end {
+        return;
+    }
+    if let Some((before, its_end)) = runs.range(..start).next_back()
+        && *its_end >= start
+    {
+        start = *before;
+    }
+    while let Some((next, its_end)) = runs.range(start..=end).next().map(|(s, e)| (*s, *e)) {
+        end = end.max(its_end);
+        runs.remove(&next);
+    }
+    runs.insert(start, end);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pointer(pba: u64) -> BlkPtr {
+        BlkPtr { ver: pba, pba, tag: [1; 16] }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Blocks(u64, u64),
+        Run(u64, u64),
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<Change>> {
+        let one = prop_oneof![
+            (0..1000_u64, 1..300_u64).prop_map(|(at, len)| Change::Blocks(at, len)),
+            (0..1000_u64, 1..300_u64).prop_map(|(at, len)| Change::Run(at, len)),
+        ];
+        proptest::collection::vec(one, 1..20)
+    }
+
+    fn apply(
+        changes: &[Change],
+        stage: &Stage,
+        model: &mut BTreeMap<u64, BlkPtr>,
+        next: &mut u64,
+    ) -> Vec<u64> {
+        let mut gone = Vec::new();
+        for change in changes {
+            match change {
+                Change::Blocks(at, len) => {
+                    let pointers: Vec<_> = (*next..*next + len).map(pointer).collect();
+                    *next += len;
+                    stage.insert_blocks(*at, &pointers, |pba| gone.push(pba));
+                    model.extend((*at..).zip(pointers));
+                }
+                Change::Run(at, len) => {
+                    stage.insert_run(*at..at + len, |pba| gone.push(pba));
+                    model.extend((*at..at + len).map(|lba| (lba, BlkPtr::HOLE)));
+                }
+            }
+        }
+        gone
+    }
+
+    fn agrees(stage: &Stage, model: &BTreeMap<u64, BlkPtr>) {
+        let mut found = vec![None; 1300];
+        stage.look_up(3, &mut found);
+        for (lba, slot) in (3..).zip(found) {
+            assert_eq!(slot, model.get(&lba).copied(), "block {lba}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_stage_is_what_was_done_to_it(first in changes(), second in changes()) {
+            let (stage, later) = (Stage::new(), Stage::new());
+            let (mut model, mut on_top, mut next) = (BTreeMap::new(), BTreeMap::new(), 1);
+            let gone = apply(&first, &stage, &mut model, &mut next);
+            agrees(&stage, &model);
+            let live = model.values().filter(|p| !p.is_hole()).count() as u64;
+            prop_assert_eq!(stage.blocks.load(Ordering::Relaxed), live);
+            prop_assert_eq!(gone.len() as u64 + live, next - 1);
+            prop_assert_eq!(stage.run_count.load(Ordering::Relaxed), stage.runs().len() as u64);
+
+            apply(&second, &later, &mut on_top, &mut next);
+            stage.absorb(&later);
+            model.extend(on_top);
+            agrees(&stage, &model);
+            let pages = stage.pages();
+            prop_assert!(pages.is_sorted());
+            let mut blocks = 0;
+            for page in pages {
+                stage.for_each_of_page(page, |lba, p| {
+                    blocks += 1;
+                    assert_eq!(model.get(&lba), Some(&p));
+                });
+            }
+            prop_assert_eq!(blocks, stage.blocks.load(Ordering::Relaxed));
+        }
+    }
+}
