@@ -24,7 +24,8 @@ HOSTVEIL = sys.argv[1] if len(sys.argv) > 1 else str(FUZZ.parent / "target/debug
 # Longer recordings are cut off: what follows is more of the same.
 LONGEST = 2 << 10
 GO, EXPORT_NAME = 7, 1
-TARGETS = ["nbd_handshake", "nbd_transmission", "luks1_header", "luks2_header", "luks2_json", "recovery_key"]
+TARGETS = ["nbd_handshake", "nbd_transmission", "luks1_header", "luks2_header", "luks2_json", "recovery_key",
+           "sealed_superblock", "sealed_journal", "sealed_page", "sealed_engine"]
 WANTED = sys.argv[2:] or TARGETS
 
 
@@ -317,6 +318,116 @@ def recovery_key_seeds():
     seed("recovery_key", "fresh-key-mistyped", b"\x01" + bytes(range(32)) + b"\x08-\x09v\x0a\xff")
 
 
+# Sealed volumes: what fuzz/src/sealed_*.rs read
+
+
+def sealed_superblock_seeds():
+    def change(slots, at, value):
+        places = ((slot * 4096 + at + n, byte) for slot in slots for n, byte in enumerate(value))
+        return b"".join(place.to_bytes(2) + bytes([byte]) for place, byte in places)
+
+    latest, older = (0, 1), (2, 3)
+    unsigned = {
+        "genuine": b"",
+        "latest-torn-twice": change((0,), 4000, b"\1") + change((1,), 20, b"\1"),
+        "all-torn": change(latest + older, 300, b"\1"),
+    }
+    signed = {
+        "grown-and-signed": change(latest, 88, (400).to_bytes(8, "little")),
+        "another-epoch-signed": change(latest, 224, (9).to_bytes(4, "little")),
+        "root-to-nowhere-signed": change(latest, 112, (5 << 44).to_bytes(8, "little") + (386).to_bytes(8, "little")),
+    }
+    for choice, inputs in ((b"\0", unsigned), (b"\1", signed)):
+        for name, changes in inputs.items():
+            seed("sealed_superblock", name, choice + changes)
+
+
+def sealed_journal_seeds():
+    def block(commit, *entries, told=b""):
+        return bytes([commit | (2 if told else 0) | len(entries) << 4]) + b"".join(entries) + told
+
+    def data(number):
+        return bytes([0, number])
+
+    def moved(number, lba, place):
+        return bytes([1, number, lba, place])
+
+    run = b"\2" + (30).to_bytes(2) + (40).to_bytes(2)
+    groups = block(1, data(0), data(1)) + block(0, data(2)) + block(1, run, data(3)) + block(1, data(4))
+    durable = block(1, moved(1, 5, 1), told=b"\1\0\1\0" + (2).to_bytes(8, "little"))
+    inputs = {
+        "nothing": b"\0",
+        "three-groups": b"\0" + groups,
+        "a-group-that-does-not-end": b"\0" + block(1, data(0)) + block(0, data(1), data(2)),
+        "data-of-another-place": b"\0" + block(1, data(0)) + block(1, moved(1, 5, 1)) + block(1, data(2)),
+        "a-whole-ring": b"\0" + b"".join(block(1, data(n % 8)) for n in range(16)),
+        "known-to-be-durable": b"\0" + block(1, data(0)) + durable,
+        "behind-a-fence": b"\2" + (2).to_bytes(8) + b"\0" + block(1, data(0)) + block(1, data(1)),
+        "broken-chain": b"\0" + block(1, data(0)) + block(5, data(1)) + block(1, data(2)),
+    }
+    for name, content in inputs.items():
+        seed("sealed_journal", name, content)
+
+
+def sealed_page_seeds():
+    pages = ["m0", "m1", "m2", "map", "b0", "b1", "b2", "bitmap"]
+
+    def volume(choices=0, **changes):
+        listed = (changes.get(page, []) for page in pages)
+        return bytes([choices]) + b"".join(bytes([len(of)]) + b"".join(of) for of in listed)
+
+    inputs = {
+        "whole": volume(),
+        "some-holes": volume(m0=[b"\0\0"], map=[b"\2\0"]),
+        "pages-swapped": volume(map=[b"\0\1\1", b"\1\1\0"]),
+        "wrong-bits": volume(b0=[(3).to_bytes(2), (100).to_bytes(2)]),
+        "roots-that-are-leaves": volume(3),
+    }
+    for name, content in inputs.items():
+        seed("sealed_page", name, content)
+
+
+def sealed_engine_seeds():
+    flush, checkpoint, kill, close, keep, back = (bytes([n]) for n in (4, 5, 6, 7, 9, 10))
+    look, check = b"\x0d", b"\x0e"
+
+    def write(first, count):
+        return b"\0" + first.to_bytes(2) + bytes([count - 1])
+
+    def discard(first, count):
+        return b"\3" + first.to_bytes(2) + bytes([count - 1])
+
+    def change(block, offset, bits):
+        return b"\x08" + block.to_bytes(2) + bytes([offset, bits])
+
+    def one_back(block):
+        return b"\x0b" + block.to_bytes(2)
+
+    def fault(left, kinds):
+        return b"\x0c" + bytes([left, kinds - 1])
+
+    def grow(by):
+        return b"\x0f" + by.to_bytes(2)
+
+    everything = b"".join(write(20 * n, 20) for n in range(15))
+    lives = {
+        "life": write(0, 10) + flush + write(5, 3) + checkpoint + discard(2, 5) + flush + close + check
+        + write(100, 20) + kill + grow(99) + write(350, 9) + flush + check,
+        "rollback": write(0, 10) + flush + keep + write(0, 10) + flush + back + kill + write(20, 4) + flush + close,
+        "changes": write(0, 20) + flush + checkpoint + write(30, 20) + flush + change(9, 3, 1) + look
+        + change(20, 200, 8) + kill + change(2, 0, 255) + kill + check,
+        "one-block-back": write(0, 20) + flush + checkpoint + keep + write(0, 20) + flush + checkpoint
+        + one_back(7) + one_back(9) + one_back(12) + kill + check,
+        "failing": write(0, 10) + flush + fault(0, 2) + write(3, 4) + flush + fault(0, 4) + write(5, 5) + flush
+        + kill + fault(3, 1) + kill + fault(2, 2) + checkpoint + kill + check,
+        "full": everything + flush + everything + close + check,
+        "torn-while-mounting": write(0, 20) + flush + b"".join(fault(n, 2) + kill for n in range(4)) + check,
+    }
+    for choice, name in ((b"\0", "plain"), (b"\1", "anchored")):
+        for life, steps in lives.items():
+            seed("sealed_engine", f"{name}-{life}", choice + steps)
+
+
 def main():
     for target in WANTED:
         shutil.rmtree(SEEDS / target, ignore_errors=True)
@@ -325,6 +436,10 @@ def main():
             if any(target.startswith(prefix) for target in WANTED):
                 make(Path(dir))
     recovery_key_seeds()
+    sealed_superblock_seeds()
+    sealed_journal_seeds()
+    sealed_page_seeds()
+    sealed_engine_seeds()
 
 
 if __name__ == "__main__":

@@ -34,5 +34,7 @@ pub mod sealed;
 pub mod secret;
 pub mod serve;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 pub mod units;
 pub mod volume;

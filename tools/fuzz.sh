@@ -34,7 +34,11 @@ longest() {
         nbd_handshake) echo 20000 ;;
         nbd_transmission) echo 4096 ;;
         recovery_key) echo 256 ;;
+        sealed_engine) echo 400 ;;
         sealed_header) echo 8193 ;;
+        sealed_journal) echo 1024 ;;
+        sealed_page) echo 1024 ;;
+        sealed_superblock) echo 512 ;;
         *) echo "tools/fuzz.sh: there is no target $1" >&2; return 1 ;;
     esac
 }

@@ -69,7 +69,9 @@ impl<D: Names> RecordFile<D> {
 
     fn create(&self, first: &SignedRecord) -> Result<()> {
         let _lock = self.directory.lock(&self.beside(".lock"))?;
-        if self.directory.exists(&self.name)? {
+        let unfinished =
+            |kept: Result<_>| matches!(kept, Ok(Some(kept)) if SignedRecord::is_reservation(&kept));
+        if self.directory.exists(&self.name)? && !unfinished(self.kept()) {
             let what = format!("{} exists already", self.path.display());
             return Err(Error::new(ErrorKind::AlreadyExists, what)
                 .hint("every volume needs an anchor of its own; choose another name"));
@@ -156,6 +158,26 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), [2; RECORD_LEN]);
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(anchor.describe(), format!("file:{}", path.display()));
+    }
+
+    /// A format that was cut off leaves its anchor, for the next one to take; it was nobody's.
+    #[test]
+    fn a_reservation_gives_way_and_nothing_else_does() {
+        let (_directory, path, anchor) = anchor();
+        let key = crate::crypto::MacKey::new(crate::secret::SecretBytes::copy_of(&[2; 32]).unwrap());
+        let signed = |generation| {
+            let record =
+                super::super::Record { uuid: uuid::Uuid::nil(), generation, sequence: 0, tag: [0; 16] };
+            record.sign(&key).unwrap()
+        };
+        anchor.create(&signed(0)).unwrap();
+        anchor.create(&record(7)).unwrap();
+        assert_eq!(anchor.read().unwrap(), record(7));
+        for in_use in [*signed(1).bytes(), *signed(1 << 56).bytes(), [0; RECORD_LEN]] {
+            std::fs::write(&path, in_use).unwrap();
+            assert_eq!(kind(anchor.create(&record(8))), Some(ErrorKind::AlreadyExists));
+            assert_eq!(std::fs::read(&path).unwrap(), in_use);
+        }
     }
 
     /// Many servers at once, each trying to move the anchor on: every step is won by one of them.

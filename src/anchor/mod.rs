@@ -80,10 +80,11 @@ pub trait Anchor: Send + Sync {
     /// [`crate::error::ErrorKind::NotFound`] when there is none: it is never made up.
     fn read(&self) -> Result<SignedRecord>;
 
-    /// Keeps the first record of a new volume, durably.
+    /// Keeps the first record of a new volume, durably; in place of one that a volume left which was
+    /// never finished ([`SignedRecord::is_reservation`]).
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::AlreadyExists`] when there is one already.
+    /// [`crate::error::ErrorKind::AlreadyExists`] when there is another one already.
     fn create(&self, first: &SignedRecord) -> Result<()>;
 
     /// Replaces `old` by `new`, durably, if `old` is what is kept.

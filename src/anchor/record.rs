@@ -39,7 +39,7 @@ pub enum AnchorMac {}
 pub struct Record {
     /// The volume.
     pub uuid: Uuid,
-    /// The generation of its superblock whose sync returned last.
+    /// The generation of its superblock whose sync returned last; 0 while the volume is being made.
     pub generation: u64,
     /// The number of its last journal block that counts; 0 before the first.
     pub sequence: u64,
@@ -94,6 +94,13 @@ impl SignedRecord {
             sequence: u64::from_le_bytes(self.field(SEQUENCE)),
             tag: self.field(TAG),
         })
+    }
+
+    /// Whether it says that its volume is not finished: the making of another one may take its place.
+    /// Nobody vouches for that; but who could forge it could as well remove the record.
+    pub fn is_reservation(&self) -> bool {
+        let current = self.0[..VERSION_AT] == MAGIC && u32::from_le_bytes(self.field(VERSION_AT)) == VERSION;
+        current && self.field(GENERATION) == [0; 8]
     }
 
     fn field<const N: usize>(&self, at: usize) -> [u8; N] {

@@ -25,7 +25,8 @@ struct State {
 }
 
 impl Session {
-    /// Keeps the first record of a new volume.
+    /// Keeps the first record of a new volume. With the generation 0 it is a reservation, until the volume
+    /// is finished and the anchor [advanced](Self::advance).
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] when the anchor is in use.

@@ -1,16 +1,13 @@
 //! `hostveil accept-restore`: going on from a sealed volume that was put back to an earlier state.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
 use crate::anchor::{AnchorAddress, Record};
 use crate::backing::Access;
-use crate::volume::{LocatedMaintenance, Maintenance};
+use crate::volume::Maintenance;
 
 use super::attach::shell_quoted;
-use super::place::LimitArgs;
-use super::prompt::KeyArgs;
+use super::place::MaintainedArgs;
 
 /// Accept a sealed volume that you restored from a backup, though its anchor remembers a later state
 #[derive(clap::Args)]
@@ -20,8 +17,8 @@ use super::prompt::KeyArgs;
     An anchor is there to refuse older states, since a host could put one back to undo what the guest did.\n\
     Accept a state only if you restored it yourself. All that was written after it is given up.")]
 pub(super) struct Args {
-    /// The volume's file or block device
-    disk: PathBuf,
+    #[command(flatten)]
+    volume: MaintainedArgs,
 
     /// The state to accept, exactly as this command shows it without one
     #[arg(value_name = "UUID:GENERATION:SEQUENCE:TAG")]
@@ -30,18 +27,10 @@ pub(super) struct Args {
     /// Where the volume's anchor is: file:PATH
     #[arg(long, value_name = "ANCHOR")]
     anchor: AnchorAddress,
-
-    #[command(flatten)]
-    key: KeyArgs,
-
-    #[command(flatten)]
-    limits: LimitArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let located = LocatedMaintenance::at(&args.disk, Access::ReadWrite, &args.limits.limits())?;
-    let passphrase = args.key.existing(&args.disk.display().to_string())?;
-    let restored = located.unlock(&passphrase, Some(args.anchor.clone()))?;
+    let restored = args.volume.unlock(Access::ReadWrite, Some(&args.anchor))?;
     let said = match &args.state {
         Some(state) => {
             let accepted = restored.accept(state)?;
@@ -58,14 +47,17 @@ fn show(args: &Args, restored: &Maintenance) -> Result<String> {
     if states.found == states.anchored {
         return Ok(both + "They are the same: there is nothing to accept.\n");
     }
-    let key =
-        args.key.file().map(|file| format!(" --key-file {}", shell_quoted(&file.display().to_string())));
+    let key = args
+        .volume
+        .key
+        .file()
+        .map(|file| format!(" --key-file {}", shell_quoted(&file.display().to_string())));
     Ok(format!(
         "{both}If you restored the volume yourself, go on from what is in the store, and give up what was written \
          after it:\n  hostveil accept-restore --anchor {}{} {} {}\n",
         shell_quoted(&args.anchor.to_string()),
         key.unwrap_or_default(),
-        shell_quoted(&args.disk.display().to_string()),
+        shell_quoted(&args.volume.disk.display().to_string()),
         states.found,
     ))
 }

@@ -1,18 +1,14 @@
 //! `hostveil check`: whether a sealed volume is what was written.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
 use crate::anchor::AnchorAddress;
 use crate::backing::Access;
 use crate::error::{Error, ErrorKind};
 use crate::units::ByteCount;
-use crate::volume::LocatedMaintenance;
 
-use super::place::LimitArgs;
+use super::place::MaintainedArgs;
 use super::progress::Bar;
-use super::prompt::KeyArgs;
 
 const BLOCK: u64 = 4096;
 
@@ -23,8 +19,8 @@ const BLOCK: u64 = 4096;
     hostveil check --data --key-file vm.key disk.img     every block of data as well: reads all of it\n\n\
     Others may read the volume meanwhile, nobody may write it.")]
 pub(super) struct Args {
-    /// The volume's file or block device
-    disk: PathBuf,
+    #[command(flatten)]
+    volume: MaintainedArgs,
 
     /// Open every block of data as well
     #[arg(long)]
@@ -33,24 +29,16 @@ pub(super) struct Args {
     /// Where the volume's anchor is, to check that the volume is not older than that says: file:PATH
     #[arg(long, value_name = "ANCHOR")]
     anchor: Option<AnchorAddress>,
-
-    #[command(flatten)]
-    key: KeyArgs,
-
-    #[command(flatten)]
-    limits: LimitArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let located = LocatedMaintenance::at(&args.disk, Access::ReadOnly, &args.limits.limits())?;
-    let passphrase = args.key.existing(&args.disk.display().to_string())?;
-    let volume = located.unlock(&passphrase, args.anchor.clone())?;
+    let volume = args.volume.unlock(Access::ReadOnly, args.anchor.as_ref())?;
     let progress = Bar::new()?;
     let checked = volume.check(args.data, &progress)?;
     drop(progress);
     if checked.problems > 0 {
         super::print(&(checked.told.join("\n") + "\n"))?;
-        let what = format!("{} has {} problem(s)", args.disk.display(), checked.problems);
+        let what = format!("{} has {} problem(s)", args.volume.disk.display(), checked.problems);
         return Err(Error::new(ErrorKind::TamperedBlock, what)
             .hint("what is named above was changed or lost; put the volume back from a backup")
             .into());

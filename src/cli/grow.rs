@@ -1,15 +1,11 @@
 //! `hostveil grow`: making a sealed volume larger.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
 use crate::backing::Access;
 use crate::units::ByteCount;
-use crate::volume::LocatedMaintenance;
 
-use super::place::{AnchorArgs, LimitArgs};
-use super::prompt::KeyArgs;
+use super::place::{AnchorArgs, MaintainedArgs};
 
 /// Make a sealed volume larger
 #[derive(clap::Args)]
@@ -19,8 +15,8 @@ use super::prompt::KeyArgs;
     What is new reads as zeroes. Interrupted at any point, the volume has the old size or the new. The volume\n\
     must not be served meanwhile; the guest's file system has to be grown afterwards.")]
 pub(super) struct Args {
-    /// The volume's file or block device
-    disk: PathBuf,
+    #[command(flatten)]
+    volume: MaintainedArgs,
 
     /// The size that the guest is to see, for example 40G. May be left out for a block device
     #[arg(long)]
@@ -28,18 +24,10 @@ pub(super) struct Args {
 
     #[command(flatten)]
     anchor: AnchorArgs,
-
-    #[command(flatten)]
-    key: KeyArgs,
-
-    #[command(flatten)]
-    limits: LimitArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let located = LocatedMaintenance::at(&args.disk, Access::ReadWrite, &args.limits.limits())?;
-    let passphrase = args.key.existing(&args.disk.display().to_string())?;
-    let volume = located.unlock(&passphrase, args.anchor.anchor.clone())?;
+    let volume = args.volume.unlock(Access::ReadWrite, args.anchor.anchor.as_ref())?;
     let size = volume.grow(args.size)?;
     Ok(super::print(&format!("The volume has {size} now.\n"))?)
 }

@@ -2,10 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
+
 use crate::anchor::AnchorAddress;
+use crate::backing::Access;
 use crate::crypto::CostLimits;
 use crate::units::ByteCount;
-use crate::volume::Place;
+use crate::volume::{LocatedMaintenance, Maintenance, Place};
+
+use super::prompt::KeyArgs;
 
 /// Where a volume lies.
 #[derive(clap::Args)]
@@ -35,6 +40,28 @@ pub(super) struct AnchorArgs {
     /// Where the volume's anchor is, for a sealed volume that has one: file:PATH
     #[arg(long, value_name = "ANCHOR")]
     pub(super) anchor: Option<AnchorAddress>,
+}
+
+/// A sealed volume that nobody uses, and what opens it.
+#[derive(clap::Args)]
+pub(super) struct MaintainedArgs {
+    /// The volume's file or block device
+    pub(super) disk: PathBuf,
+
+    #[command(flatten)]
+    pub(super) key: KeyArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+impl MaintainedArgs {
+    /// Locks and unlocks it.
+    pub(super) fn unlock(&self, access: Access, anchor: Option<&AnchorAddress>) -> Result<Maintenance> {
+        let located = LocatedMaintenance::at(&self.disk, access, &self.limits.limits())?;
+        let passphrase = self.key.existing(&self.disk.display().to_string())?;
+        Ok(located.unlock(&passphrase, anchor.cloned())?)
+    }
 }
 
 /// What unlocking may cost.

@@ -135,8 +135,8 @@ fn sync_directory_of(path: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::with_log;
     use std::path::PathBuf;
-    use std::sync::{Arc, Mutex};
 
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
@@ -215,25 +215,11 @@ mod tests {
         assert_eq!(kind_of(read_key_file(directory.path())), Some(ErrorKind::Io));
     }
 
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn logged_while_reading(path: &Path) -> String {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        tracing::subscriber::with_default(subscriber, || read_key_file(path).unwrap());
-        let bytes = log.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        with_log(|log| {
+            read_key_file(path).unwrap();
+            log.lines().concat()
+        })
     }
 
     #[test]

@@ -109,6 +109,31 @@ impl Device {
         self.core.usage()
     }
 
+    /// Calls `with` for the places of all blocks of `at`, cut into runs whose length `len` says, until it
+    /// answers that it has enough.
+    fn each_run(
+        &self,
+        at: Range,
+        len: impl Fn(&[BlkPtr]) -> usize,
+        mut with: impl FnMut(&[BlkPtr]) -> bool,
+    ) -> Result<()> {
+        let blocks = blocks_of(at);
+        let mut places = [BlkPtr::HOLE; PIECE];
+        for first in blocks.clone().step_by(PIECE) {
+            let count = usize::try_from(blocks.end - first).unwrap_or(PIECE).min(PIECE);
+            self.core.locate(first, &mut places[..count])?;
+            let mut rest = &places[..count];
+            while !rest.is_empty() {
+                let (run, later) = rest.split_at(len(rest));
+                if !with(run) {
+                    return Ok(());
+                }
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
     fn written(&self, durability: Durability) -> Result<()> {
         self.core.throttle()?;
         match durability {
@@ -157,41 +182,23 @@ impl BlockDevice for Device {
     }
 
     fn extents(&self, at: Range, limit: usize) -> Result<Vec<Extent>> {
-        let blocks = blocks_of(at);
         let mut extents: Vec<Extent> = Vec::new();
-        let mut places = [BlkPtr::HOLE; PIECE];
-        for first in blocks.clone().step_by(PIECE) {
-            let count = usize::try_from(blocks.end - first).unwrap_or(PIECE).min(PIECE);
-            self.core.locate(first, &mut places[..count])?;
-            let mut rest = &places[..count];
-            while !rest.is_empty() {
-                let hole = rest[0].is_hole();
-                let len = rest.iter().take_while(|place| place.is_hole() == hole).count();
-                if !add_extent(&mut extents, hole, ByteCount((len * BLOCK) as u64), limit) {
-                    return Ok(extents);
-                }
-                rest = &rest[len..];
-            }
-        }
+        let alike = |places: &[BlkPtr]| {
+            places.iter().take_while(|place| place.is_hole() == places[0].is_hole()).count()
+        };
+        self.each_run(at, alike, |run| {
+            add_extent(&mut extents, run[0].is_hole(), ByteCount((run.len() * BLOCK) as u64), limit)
+        })?;
         Ok(extents)
     }
 
     fn prefetch(&self, at: Range) -> Result<()> {
-        let blocks = blocks_of(at);
-        let mut places = [BlkPtr::HOLE; PIECE];
-        for first in blocks.clone().step_by(PIECE) {
-            let count = usize::try_from(blocks.end - first).unwrap_or(PIECE).min(PIECE);
-            self.core.locate(first, &mut places[..count])?;
-            let mut rest = &places[..count];
-            while !rest.is_empty() {
-                let len = run_length(rest);
-                if !rest[0].is_hole() {
-                    self.core.store.prefetch(rest[0].pba, len as u64);
-                }
-                rest = &rest[len..];
+        self.each_run(at, run_length, |run| {
+            if !run[0].is_hole() {
+                self.core.store.prefetch(run[0].pba, run.len() as u64);
             }
-        }
-        Ok(())
+            true
+        })
     }
 }
 

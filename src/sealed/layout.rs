@@ -95,6 +95,12 @@ impl Parameters {
         }
     }
 
+    /// For tests: a volume of several groups, however small.
+    #[cfg(test)]
+    pub(in crate::sealed) fn tiny(logical_blocks: u64) -> Self {
+        Self { logical_blocks, group_shift: 8, group_spare: 20, journal_blocks: 8, epochs: 64 }
+    }
+
     /// Bytes that the store needs for such a volume.
     ///
     /// # Errors
@@ -295,18 +301,14 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn tiny(logical_blocks: u64) -> Parameters {
-        Parameters { logical_blocks, group_shift: 8, group_spare: 20, journal_blocks: 8, epochs: 64 }
-    }
-
     /// No block of the store has two uses, and none lies outside.
     #[test]
     fn nothing_overlaps() {
         for parameters in [
-            tiny(1),
-            tiny(300),
-            tiny(70_000),
-            Parameters { group_shift: 7, ..tiny(20_000) },
+            Parameters::tiny(1),
+            Parameters::tiny(300),
+            Parameters::tiny(70_000),
+            Parameters { group_shift: 7, ..Parameters::tiny(20_000) },
             Parameters::for_volume(100_000, 8),
         ] {
             let layout = Layout::new(parameters).unwrap();
@@ -356,15 +358,15 @@ mod tests {
     #[test]
     fn impossible_parameters_are_refused() {
         for bad in [
-            Parameters { logical_blocks: 0, ..tiny(1) },
-            Parameters { logical_blocks: 1 << 36, ..tiny(1) },
-            Parameters { group_shift: 6, ..tiny(1) },
-            Parameters { group_shift: 63, ..tiny(1) },
-            Parameters { group_spare: 0, ..tiny(1) },
-            Parameters { group_spare: u32::MAX, ..tiny(1) },
-            Parameters { journal_blocks: 3, ..tiny(1) },
-            Parameters { epochs: 63, ..tiny(1) },
-            Parameters { epochs: 1 << 21, ..tiny(1) },
+            Parameters { logical_blocks: 0, ..Parameters::tiny(1) },
+            Parameters { logical_blocks: 1 << 36, ..Parameters::tiny(1) },
+            Parameters { group_shift: 6, ..Parameters::tiny(1) },
+            Parameters { group_shift: 63, ..Parameters::tiny(1) },
+            Parameters { group_spare: 0, ..Parameters::tiny(1) },
+            Parameters { group_spare: u32::MAX, ..Parameters::tiny(1) },
+            Parameters { journal_blocks: 3, ..Parameters::tiny(1) },
+            Parameters { epochs: 63, ..Parameters::tiny(1) },
+            Parameters { epochs: 1 << 21, ..Parameters::tiny(1) },
         ] {
             assert!(Layout::new(bad).is_err(), "{bad:?}");
         }

@@ -188,37 +188,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-    use std::sync::Arc;
-
-    /// What is logged, for a test to look at.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Log {
-        fn lines(&self) -> Vec<String> {
-            let text = std::mem::take(&mut *self.0.lock().unwrap());
-            String::from_utf8(text).unwrap().lines().map(str::to_owned).collect()
-        }
-    }
-
-    /// Runs `act` with all of its log caught.
-    fn with_log(act: impl FnOnce(&Log)) {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber =
-            tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(move || writer.clone());
-        tracing::subscriber::with_default(subscriber.finish(), || act(&log));
-    }
+    use crate::testing::with_log;
 
     fn tell(refusals: &Refusals, peer: Peer) {
         refusals.tell(peer, "process 1 of user 2", Some("vm"), Kind::Request, &"22");

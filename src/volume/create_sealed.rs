@@ -1,13 +1,14 @@
 //! Making a sealed volume.
 //!
 //! An existing file is emptied first, and of a device everything goes that could be taken for a header; then
-//! the inside is made, then the anchor, and the header comes last: what is half made has none.
+//! the inside is made, then the anchor is reserved, and the header comes last: what is half made has none.
+//! The anchor counts once all that is durable, so that a format which was cut off can be tried again.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::anchor::{AnchorAddress, AnchorMode};
+use crate::anchor::{AnchorAddress, AnchorMode, Record, Session};
 use crate::backing::{Backing, FileBacking, Kind};
 use crate::crypto::{CostLimits, KdfAlgorithm, Suite, calibrate_argon2id};
 use crate::env::{Entropy, Progress, random};
@@ -76,6 +77,7 @@ pub(super) fn check(format: &SealedFormat, place: &Place, pbkdf: Pbkdf) -> Resul
     let Some((address, _)) = &format.anchor else { return Ok(()) };
     match address.open()?.read() {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Ok(kept) if kept.is_reservation() => Ok(()),
         Ok(_) => {
             Err(Error::new(ErrorKind::AlreadyExists, format!("there is an anchor at {address} already"))
                 .hint("every volume needs an anchor of its own; choose another name"))
@@ -122,7 +124,7 @@ impl New<'_> {
     ) -> Result<Uuid> {
         let parameters = self.format.parameters(self.data_size);
         let size = parameters.store_size()?;
-        spot.fill(size, preallocate, progress, |store| {
+        let (uuid, anchor) = spot.fill(size, preallocate, progress, |store| {
             if preallocate {
                 write_zeroes(store, size, "writing the disk once", progress)?;
             } else if store.kind() == Kind::BlockDevice {
@@ -130,7 +132,11 @@ impl New<'_> {
             }
             store.sync()?;
             self.fill(store, parameters, passphrase, (entropy, progress))
-        })
+        })?;
+        let finished = |anchor: Session| anchor.advance_with(|last| Record { generation: 1, ..last });
+        anchor.map_or(Ok(()), finished)?;
+        tracing::info!(%uuid, size = %self.data_size, suite = %self.format.suite, "formatted a sealed volume");
+        Ok(uuid)
     }
 
     fn fill(
@@ -139,7 +145,7 @@ impl New<'_> {
         parameters: Parameters,
         passphrase: &Passphrase,
         (entropy, progress): (&dyn Entropy, &dyn Progress),
-    ) -> Result<Uuid> {
+    ) -> Result<(Uuid, Option<Session>)> {
         let uuid = uuid::Builder::from_random_bytes(random(entropy)?).into_uuid();
         let slot =
             NewSlot { secret: SlotSecret::Passphrase(passphrase), kdf: argon2id(self.pbkdf)?, number: None };
@@ -153,11 +159,11 @@ impl New<'_> {
         progress.check()?;
         let backing: Arc<dyn Backing> = Arc::clone(store) as _;
         let anchor = self.format.anchor.as_ref().map(|(address, _)| address.open()).transpose()?;
-        sealed::format_volume(&backing, header.derive_keys()?, header.pin(), parameters, anchor, entropy)?;
+        let keys = header.derive_keys()?;
+        let anchor = sealed::format_volume(&backing, keys, header.pin(), parameters, anchor, entropy)?;
         header.store(&*backing)?;
         backing.sync()?;
-        tracing::info!(%uuid, size = %self.data_size, suite = %self.format.suite, "formatted a sealed volume");
-        Ok(uuid)
+        Ok((uuid, anchor))
     }
 }
 
@@ -190,6 +196,48 @@ fn write_zeroes(store: &FileBacking, size: ByteCount, step: &str, progress: &dyn
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::{OsEntropy, Silent};
+    use crate::secret::SecretBytes;
+    use std::path::PathBuf;
+
+    /// Puts a file where the new volume is to get its name, once that has begun.
+    struct InTheWay(PathBuf);
+
+    impl Progress for InTheWay {
+        fn begin(&self, _step: &str, _units: u64) {}
+        fn advance(&self, _units: u64) {}
+        fn cancelled(&self) -> bool {
+            std::fs::write(&self.0, b"in the way").unwrap();
+            false
+        }
+    }
+
+    /// What a format leaves at the anchor that ends before its volume has a name is in nobody's way, and
+    /// what one leaves that did not end is.
+    #[test]
+    fn a_format_that_was_cut_off_can_be_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let address = AnchorAddress::File(directory.path().join("anchor"));
+        let kept = || address.open().unwrap().read().unwrap();
+        let format =
+            SealedFormat { anchor: Some((address.clone(), AnchorMode::Strict)), ..SealedFormat::default() };
+        let cheap = KdfAlgorithm::Argon2id { time: 1, memory_kib: 8, lanes: 1 };
+        let new = New { format: &format, data_size: ByteCount(1 << 20), pbkdf: Pbkdf::Exactly(cheap) };
+        let passphrase = Passphrase::new(SecretBytes::copy_of(b"secret").unwrap());
+        let place = Place { disk: path.clone(), header: None };
+        let attempt = |progress: &dyn Progress| {
+            check(&format, &place, new.pbkdf)?;
+            new.create(&Spot::examine(&path, false)?, false, &passphrase, (&OsEntropy, progress))
+        };
+        assert_eq!(attempt(&InTheWay(path.clone())).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert!(kept().is_reservation(), "the anchor came before the name");
+        std::fs::remove_file(&path).unwrap();
+        attempt(&Silent).unwrap();
+        assert!(!kept().is_reservation());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(attempt(&Silent).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    }
 
     #[test]
     fn the_largest_volume_of_a_device_fits_and_one_block_more_does_not() {

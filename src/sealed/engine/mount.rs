@@ -84,7 +84,7 @@ pub(in crate::sealed) fn accept(
     let mut generation = generation_of(&found)?;
     // The slots of the generation that is found must stay as they are until the new one is durable.
     if generation % 2 == found.generation % 2 {
-        generation += 1;
+        generation = generation.saturating_add(1);
     }
     state.superblock.generation = generation - 1;
     begin_epoch(state, options, entropy)?;

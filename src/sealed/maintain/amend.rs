@@ -36,10 +36,7 @@ pub fn pin_header(
     if let Some(session) = &session {
         session.last().check_generation(old.generation)?;
     }
-    let generation = old
-        .generation
-        .checked_add(1)
-        .ok_or_else(|| Error::new(ErrorKind::CorruptHeader, "the superblock's generation cannot grow"))?;
+    let generation = old.generation + 1;
     let new = Superblock { generation, header: *pin, ..old };
     let bytes: Box<[u8; BLOCK]> = new.encode(&key)?;
     for slot in Superblock::slots_of(generation) {
@@ -255,6 +252,28 @@ mod tests {
         assert_eq!(volume.mount().err().unwrap().kind(), ErrorKind::StaleVolume);
         volume.store.write_at(ByteOffset(0), &present).unwrap();
         assert_eq!(volume.first_byte(), 3);
+    }
+
+    /// What is accepted must outlive a crash: its superblock's slots are those that the new one leaves
+    /// alone, wherever the anchor was.
+    #[test]
+    fn accepting_leaves_the_superblock_that_it_accepts() {
+        let mut differences = std::collections::BTreeSet::new();
+        for writes in 1..=3 {
+            let volume = Volume::new();
+            volume.write(1);
+            let (backup, state) = (volume.snapshot(), volume.state());
+            (0..writes).for_each(|_| volume.write(2));
+            differences.insert((volume.state().generation - state.generation) % 2);
+            volume.store.write_at(ByteOffset(0), &backup).unwrap();
+            volume.accept(&state).unwrap();
+            let now = volume.snapshot();
+            for slot in Superblock::slots_of(state.generation) {
+                let slot: usize = offset_of(slot).0.try_into().unwrap();
+                assert!(now[slot..slot + BLOCK] == backup[slot..slot + BLOCK], "after {writes} writes");
+            }
+        }
+        assert_eq!(differences.len(), 2, "an odd and an even distance");
     }
 
     /// The superblock was written and the anchor was not: it is stale as before, and accepting again helps.

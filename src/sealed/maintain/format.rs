@@ -19,6 +19,10 @@ use crate::sealed::superblock::fields::{Link, SLOTS, Superblock};
 /// so that a volume that is half made has none. Whatever else the store holds stays there and is never
 /// looked at.
 ///
+/// The anchor is only reserved: once the volume is whole, header and name included, the caller moves it to
+/// generation 1 by the session that is returned. A volume that was finished without that opens all the
+/// same; what was cut off before has left nothing that is in the next attempt's way.
+///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] for parameters outside their limits or a store that is too small.
 pub fn format_volume(
@@ -28,7 +32,7 @@ pub fn format_volume(
     parameters: Parameters,
     anchor: Option<Arc<dyn Anchor>>,
     entropy: &dyn Entropy,
-) -> Result<()> {
+) -> Result<Option<Session>> {
     let layout = Layout::new(parameters)?;
     let store = Arc::new(Store::new(Arc::clone(backing)));
     if store.len()? < layout.store_size() {
@@ -57,9 +61,9 @@ pub fn format_volume(
     store.sync()?;
     write_superblock(&store, &superblock, keyring.mac())?;
     store.sync()?;
-    if let Some(anchor) = anchor {
-        let first = Record { uuid, generation: 1, sequence: 0, tag: [0; 16] };
-        Session::create(anchor, keyring.schedule().anchor_mac()?, first)?;
-    }
-    Ok(())
+    let reserve = |anchor| {
+        let reservation = Record { uuid, generation: 0, sequence: 0, tag: [0; 16] };
+        Session::create(anchor, keyring.schedule().anchor_mac()?, reservation)
+    };
+    anchor.map(reserve).transpose()
 }

@@ -14,6 +14,9 @@ use crate::sealed::pointer::{BlkPtr, POINTER_LEN, u32_at, u64_at};
 pub(crate) const SLOTS: [u64; 4] = [16, 32, 48, 64];
 const MAGIC: &[u8; 8] = b"HVSUPER\n";
 const VERSION: u32 = 1;
+/// Generations and sequence numbers are below this: no writer gets there by counting, and nobody who
+/// counts on from there need look out for the end.
+const NUMBERS: u64 = 1 << 63;
 const MAC_AT: usize = BLOCK - 32;
 
 // Byte offsets, each built on the one before it.
@@ -95,7 +98,11 @@ impl Superblock {
     }
 
     /// The superblock's bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptHeader`] for numbers that no reader would take.
     pub(crate) fn encode<For>(&self, key: &MacKey<For>) -> Result<Box<[u8; BLOCK]>> {
+        self.check_numbers()?;
         let mut bytes = Box::new([0; BLOCK]);
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, MAGIC);
@@ -130,7 +137,8 @@ impl Superblock {
     /// Reads a superblock; `None` for bytes that the volume's key does not vouch for.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for an authentic superblock of a later version.
+    /// [`ErrorKind::Unsupported`] for an authentic superblock of a later version,
+    /// [`ErrorKind::CorruptHeader`] for one that contradicts itself.
     pub(crate) fn decode<For>(bytes: &[u8; BLOCK], key: &MacKey<For>) -> Result<Option<Self>> {
         let mut code = [0; 32];
         code.copy_from_slice(&bytes[MAC_AT..]);
@@ -164,7 +172,17 @@ impl Superblock {
         superblock.uuid.copy_from_slice(&bytes[UUID..GENERATION]);
         superblock.header.digest.copy_from_slice(&bytes[HEADER_DIGEST..LOGICAL_BLOCKS]);
         superblock.salt.copy_from_slice(&bytes[SALT..RESERVED]);
-        Ok(Some(superblock))
+        superblock.check_numbers().map(|()| Some(superblock))
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let highest = self.generation.max(self.cut.seq).max(self.fence.seq);
+        match highest < NUMBERS {
+            true => Ok(()),
+            false => {
+                Err(Error::new(ErrorKind::CorruptHeader, "the superblock's numbers are beyond counting"))
+            }
+        }
     }
 }
 
@@ -218,6 +236,26 @@ mod tests {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Superblock::decode(&changed, &key(1)).unwrap(), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn numbers_beyond_counting_are_neither_written_nor_read() {
+        let end = Superblock { generation: NUMBERS - 1, ..example() };
+        let bytes = end.encode(&key(1)).unwrap();
+        assert_eq!(Superblock::decode(&bytes, &key(1)).unwrap(), Some(end));
+        for (at, field) in [GENERATION, CUT, FENCE].into_iter().enumerate() {
+            let mut numbers = [77, 100, 90];
+            numbers[at] = NUMBERS;
+            let [generation, cut, fence] = numbers;
+            let (cut, fence) = (Link { seq: cut, ..example().cut }, Link { seq: fence, ..example().fence });
+            assert!(Superblock { generation, cut, fence, ..example() }.encode(&key(1)).is_err());
+            let mut bytes = example().encode(&key(1)).unwrap();
+            bytes[field + 7] |= 0x80;
+            let code = key(1).sign(&[&bytes[..MAC_AT]]).unwrap();
+            bytes[MAC_AT..].copy_from_slice(&code);
+            let error = Superblock::decode(&bytes, &key(1)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::CorruptHeader);
         }
     }
 

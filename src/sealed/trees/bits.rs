@@ -112,14 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn layout() -> Layout {
-        let parameters = Parameters {
-            logical_blocks: 300,
-            group_shift: 8,
-            group_spare: 20,
-            journal_blocks: 8,
-            epochs: 64,
-        };
-        Layout::new(parameters).unwrap()
+        Layout::new(Parameters::tiny(300)).unwrap()
     }
 
     proptest! {
