@@ -6,6 +6,7 @@
 // The house's lints allow these in test functions; all that is here serves nothing else.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod attacks;
 mod client;
 mod form;
 mod harness;
