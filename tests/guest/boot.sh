@@ -15,8 +15,8 @@
 #   -n SOCKET  gives the guest a network in which 10.0.2.100:10809 is this Unix
 #              socket, and nothing else is reachable
 #
-# In the guest: busybox, e2fsprogs, cryptsetup, nbd-client, fio, and modules for
-# ext4, dm-crypt and nbd. Output: the guest's serial console.
+# In the guest: busybox, e2fsprogs, xfsprogs, cryptsetup, nbd-client, fio, and modules
+# for ext4, xfs, dm-crypt and nbd. Output: the guest's serial console.
 #
 # Environment:
 #   GUEST_CACHE    where packages and the initramfs are kept (target/guest)
@@ -34,9 +34,9 @@ kernel=${GUEST_KERNEL:-linux-image-cloud-amd64}
 memory=${GUEST_MEM:-1024}
 seconds=${GUEST_TIMEOUT:-300}
 
-packages="busybox-static cryptsetup-bin e2fsprogs fio nbd-client"
-programs="cryptsetup e2fsck fio mke2fs mkfs.ext4 nbd-client"
-modules="virtio_pci virtio_blk virtio_net ext4 crc32c_generic nbd dm-mod dm-crypt
+packages="busybox-static cryptsetup-bin e2fsprogs fio nbd-client xfsprogs"
+programs="cryptsetup e2fsck fio mke2fs mkfs.ext4 mkfs.xfs nbd-client xfs_repair"
+modules="virtio_pci virtio_blk virtio_net ext4 xfs crc32c_generic nbd dm-mod dm-crypt
   aesni-intel aes_generic xts sha256_generic hmac algif_skcipher algif_hash af_alg"
 
 say() { printf 'boot.sh: %s\n' "$*" >&2; }

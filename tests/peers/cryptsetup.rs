@@ -131,7 +131,7 @@ fn each_of_several_passphrases_opens() {
     let server = volume.serve().start();
     Client::connect(&server).write(0, &noise(4096, 1), 0).unwrap();
     server.stop();
-    let second = Volume { disk: volume.disk.clone(), key: added };
+    let second = Volume { disk: volume.disk.clone(), key: added, anchor: None };
     let server = second.serve().start();
     assert_eq!(Client::connect(&server).read(0, 4096).unwrap(), noise(4096, 1));
     server.stop();

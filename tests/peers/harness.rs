@@ -155,6 +155,11 @@ pub(crate) fn next(state: &mut u64) -> u64 {
     state.wrapping_mul(0x2545_f491_4f6c_dd1d)
 }
 
+/// How many bytes a file takes on its file system.
+pub(crate) fn allocated(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(path).unwrap()) * 512
+}
+
 /// Whether two files hold the same bytes; names the first that differs.
 pub(crate) fn assert_same(one: &Path, other: &Path) {
     let (a, b) = (std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
@@ -180,10 +185,11 @@ pub(crate) fn contains(path: &Path, needle: &[u8]) -> bool {
     }
 }
 
-/// A disk and the key file that opens it.
+/// A disk, the key file that opens it, and the file that its anchor is, if it has one.
 pub(crate) struct Volume {
     pub(crate) disk: PathBuf,
     pub(crate) key: PathBuf,
+    pub(crate) anchor: Option<PathBuf>,
 }
 
 impl Volume {
@@ -203,7 +209,7 @@ impl Volume {
         let key = place.join("key");
         std::fs::write(&key, Self::PASSPHRASE).unwrap();
         std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
-        Self { disk: place.join(name), key }
+        Self { disk: place.join(name), key, anchor: None }
     }
 
     /// The command that formats it, to which the disk must be added.
@@ -215,7 +221,16 @@ impl Volume {
 
     /// A server of it that is yet to be started.
     pub(crate) fn serve(&self) -> Serve {
-        Serve::new(&self.disk, &self.key)
+        let serve = Serve::new(&self.disk, &self.key);
+        match self.anchor_address() {
+            Some(address) => serve.arg("--anchor").arg(address),
+            None => serve,
+        }
+    }
+
+    /// The anchor, as arguments name it.
+    pub(crate) fn anchor_address(&self) -> Option<String> {
+        self.anchor.as_ref().map(|path| format!("file:{}", path.display()))
     }
 }
 
@@ -287,6 +302,28 @@ impl Serve {
 
     /// Starts it, and returns when it is ready. Fails the test when it does not get there.
     pub(crate) fn start(self) -> Server {
+        let (mut server, line) = self.launch();
+        server.ready = serde_json::from_str(&line).unwrap_or_else(|e| {
+            let _ = server.child.kill();
+            let status = server.child.wait().unwrap();
+            panic!("a server ended with {status}, having said {line:?} ({e}):\n{}", server.log())
+        });
+        assert_eq!(server.ready["event"], "ready", "{line}");
+        server
+    }
+
+    /// Starts it where something may kill it before it is ready, and kills it then. Whether it got there;
+    /// fails the test when it ends in another way.
+    pub(crate) fn start_to_be_killed(self) -> bool {
+        let (mut server, line) = self.launch();
+        let _ = server.child.kill();
+        let status = server.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{status}, {line:?}:\n{}", server.log());
+        !line.is_empty()
+    }
+
+    /// Starts it, and waits for its first line, or its end.
+    fn launch(self) -> (Server, String) {
         let log = self.place.path().join("log");
         let mut command = self.command();
         command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
@@ -294,14 +331,7 @@ impl Serve {
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
-        let mut server = Server { child, ready: Value::Null, output, log, place: self.place };
-        server.ready = serde_json::from_str(&line).unwrap_or_else(|e| {
-            let _ = server.child.kill();
-            let status = server.child.wait().unwrap();
-            panic!("{command:?} ended with {status}, having said {line:?} ({e}):\n{}", server.log())
-        });
-        assert_eq!(server.ready["event"], "ready", "{line}");
-        server
+        (Server { child, ready: Value::Null, output, log, place: self.place }, line)
     }
 
     /// How it refuses to start. Fails the test when it starts.

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
 
 use crate::client::{Client, FLUSH, FUA, Reply, WRITE};
-use crate::harness::{Scratch, Server, Volume, next, noise};
+use crate::form::Form;
+use crate::harness::{Scratch, Server, Volume, assert_same, find_peer, next, noise};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2048;
@@ -32,29 +33,86 @@ enum End {
 
 #[test]
 fn what_was_flushed_survives_a_kill() {
-    survives(End::Killed, 0x5eed);
+    survives(Form::Luks, End::Killed, 0x5eed);
 }
 
 #[test]
 fn what_was_answered_survives_a_stop() {
-    survives(End::Stopped, 0xfeed);
+    survives(Form::Luks, End::Stopped, 0xfeed);
+    survives(Form::Sealed, End::Stopped, 0xfeed);
 }
 
-fn survives(end: End, seed: u64) {
+/// In the middle of writes, and again wherever the next servers write or sync before they are ready.
+#[test]
+fn what_was_flushed_to_a_sealed_volume_survives_kills() {
+    survives(Form::Sealed, End::Killed, 0x5ea1);
+}
+
+#[test]
+fn what_was_flushed_survives_kills_and_is_what_a_strict_anchor_remembers() {
+    survives(Form::Anchored, End::Killed, 0xa5c4);
+}
+
+fn survives(form: Form, end: End, seed: u64) {
     let place = Scratch::new();
-    let volume = Volume::format(place.path(), BLOCK * BLOCKS, &[]);
+    let volume = form.make(place.path(), BLOCK * BLOCKS);
     let blocks = usize::try_from(BLOCKS).unwrap();
     let mut model = Model { end, durable: vec![0; blocks], sent: vec![0; blocks], random: seed };
     fill(&volume);
     for round in 1..=ROUNDS {
+        if form == Form::Anchored {
+            std::fs::copy(&volume.disk, place.join("yesterday")).unwrap();
+        }
         let server = volume.serve().start();
         model.write_until_the_end(server);
+        if form != Form::Luks && end == End::Killed {
+            volume.check();
+            if round % 4 == 0 {
+                kill_while_it_starts(&place, &volume);
+                volume.check();
+            }
+        }
         let server = volume.serve().start();
         model.check(&server, round);
         server.stop();
     }
+    if form == Form::Anchored {
+        yesterdays_copy_is_refused(&place, &volume);
+    }
     let advanced = model.durable.iter().filter(|version| **version > 0).count();
     assert!(advanced > 100, "hardly anything was written before the ends: {advanced} blocks");
+}
+
+/// Kills one server after the other at its first write, at its second and so on, until one is ready before,
+/// and that one as well, when it has just become ready; and the same at its syncs.
+fn kill_while_it_starts(place: &Scratch, volume: &Volume) {
+    let strace = find_peer("strace");
+    let killed_at = |call: &str, number: u32| {
+        let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={number}"));
+        let log = place.join("strace");
+        let words = ["-D", "-f", "-qq", "-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
+        let wrapper = [&[strace.to_str().unwrap()][..], &words].concat();
+        !volume.serve().wrapped(&wrapper).start_to_be_killed()
+    };
+    let places = |call| (1..100).take_while(|number| killed_at(call, *number)).count();
+    // Twice a salt and a superblock, and the syncs before and behind those, the thread's that mounts.
+    assert!(places("pwrite64") >= 4);
+    assert!(places("fdatasync") >= 3);
+    // What an anchor's new record takes.
+    assert_eq!(places("fsync") > 0, volume.anchor.is_some());
+}
+
+/// With the disk as it was before the last servers, none starts; with its own, one does.
+fn yesterdays_copy_is_refused(place: &Scratch, volume: &Volume) {
+    let today = place.join("today");
+    std::fs::rename(&volume.disk, &today).unwrap();
+    std::fs::copy(place.join("yesterday"), &volume.disk).unwrap();
+    let refused = volume.serve().refused();
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(refused.text.contains("the volume was put back to an earlier state"), "{refused:?}");
+    assert_same(&place.join("yesterday"), &volume.disk);
+    std::fs::rename(&today, &volume.disk).unwrap();
+    volume.serve().start().stop();
 }
 
 /// Gives every block its version 0.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::form::Form;
 use crate::harness::{MIB, Run, Scratch, Server, Volume, assert_same, peer};
 
 #[test]
@@ -65,8 +66,17 @@ fn the_map_covers_the_disk() {
 
 #[test]
 fn nbdcopy_there_and_back() {
+    there_and_back(Form::Luks);
+}
+
+#[test]
+fn nbdcopy_there_and_back_on_a_sealed_volume() {
+    there_and_back(Form::Sealed);
+}
+
+fn there_and_back(form: Form) {
     let place = Scratch::new();
-    let volume = Volume::format(place.path(), 64 * MIB, &[]);
+    let volume = form.make(place.path(), 64 * MIB);
     let data = place.noise("data", 64 * MIB);
     for connections in ["1", "4"] {
         let server = volume.serve().start();
@@ -94,8 +104,7 @@ fn copy(server: &Server, connections: &str, from: &std::ffi::OsStr, to: &std::ff
 fn nbdcopy_from_one_of_ours_to_another() {
     let place = Scratch::new();
     let other = Scratch::new();
-    let (one, two) =
-        (Volume::format(place.path(), 32 * MIB, &[]), Volume::format(other.path(), 32 * MIB, &[]));
+    let (one, two) = (Form::Luks.make(place.path(), 32 * MIB), Form::Sealed.make(other.path(), 32 * MIB));
     let (from, to) = (one.serve().start(), two.serve().start());
     let data = place.noise("data", 32 * MIB);
     peer("nbdcopy").arg(&data).arg(from.uri()).run();

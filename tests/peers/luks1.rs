@@ -37,7 +37,7 @@ fn we_and_others_serve_what_qemu_creates() {
         let volume = Volume::named(place.path(), "theirs.img");
         let options =
             format!("key-secret=key,iter-time=10,hash-alg={hash},cipher-alg={cipher},ivgen-alg={ivgen}");
-        create(&volume, &options);
+        create(&volume, SIZE, &options);
         let uuid = peer("cryptsetup").arg("luksUUID").arg(&volume.disk).run();
         // Eight areas behind sector 8, each rounded up to 4096 bytes, and the data right behind.
         let area: u64 = if cipher == "aes-256" { 504 } else { 256 };
@@ -108,7 +108,7 @@ fn each_of_several_passphrases_opens() {
         .arg("--key-file")
         .args([&volume.key, &volume.disk, &added])
         .run();
-    let second = Volume { disk: volume.disk.clone(), key: added };
+    let second = Volume { disk: volume.disk.clone(), key: added, anchor: None };
     volume.serve().start().stop();
     second.serve().start().stop();
     let slots = inspect(&volume)["keyslots"].clone();
@@ -139,7 +139,7 @@ fn what_luks1_has_and_we_refuse_is_named() {
         ("cipher-mode=ecb", "cipher-mode 'ecb-plain64'"),
         ("hash-alg=ripemd160", "hash-spec 'ripemd160'"),
     ] {
-        create(&volume, &format!("key-secret=key,iter-time=10,{option}"));
+        create(&volume, SIZE, &format!("key-secret=key,iter-time=10,{option}"));
         let refused = volume.serve().refused();
         assert!(refused.text.contains(names), "{refused:?}");
     }
@@ -165,24 +165,24 @@ fn luks_format(place: &Scratch, options: &[&str]) -> Volume {
     volume
 }
 
-/// Has QEMU create a volume of [`SIZE`].
-fn create(volume: &Volume, options: &str) {
+/// Has QEMU create a volume of `size` bytes.
+pub(crate) fn create(volume: &Volume, size: u64, options: &str) {
     peer("qemu-img")
         .args(["create", "-q", "-f", "luks"])
         .args(secret(volume))
         .args(["-o", options])
         .arg(&volume.disk)
-        .arg(SIZE.to_string())
+        .arg(size.to_string())
         .run();
 }
 
 /// The key file, as QEMU's options name it.
-fn secret(volume: &Volume) -> Vec<String> {
+pub(crate) fn secret(volume: &Volume) -> Vec<String> {
     vec!["--object".to_owned(), format!("secret,id=key,file={}", volume.key.display())]
 }
 
 /// The disk under QEMU's LUKS driver.
-fn image(volume: &Volume) -> String {
+pub(crate) fn image(volume: &Volume) -> String {
     format!("driver=luks,key-secret=key,file.filename={}", volume.disk.display())
 }
 
@@ -195,7 +195,7 @@ fn io(options: &[&str], commands: &[&str]) {
 }
 
 /// Runs a shell's command on an export of nbdkit's, which decrypts the disk.
-fn nbdkit(volume: &Volume, script: &str) {
+pub(crate) fn nbdkit(volume: &Volume, script: &str) {
     let mut command = peer("nbdkit");
     let passphrase = format!("passphrase=+{}", volume.key.display());
     command

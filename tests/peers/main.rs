@@ -6,7 +6,9 @@
 // The house's lints allow these in test functions; all that is here serves nothing else.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod attacks;
 mod client;
+mod form;
 mod harness;
 mod privilege;
 mod reference;
@@ -21,6 +23,7 @@ mod libnbd;
 mod loop_device;
 mod luks1;
 mod qemu;
+mod sealed;
 mod secrets;
 mod syscalls;
 mod tls;

@@ -55,7 +55,7 @@ fn no_secret_shows_in_the_process_or_in_its_log() {
 fn a_wrong_key_is_refused_without_repeating_it() {
     let place = Scratch::new();
     let volume = Volume::format(place.path(), 16 * MIB, &[]);
-    let wrong = Volume { key: place.file("wrong", b"incorrect horse 0815"), disk: volume.disk };
+    let wrong = Volume { key: place.file("wrong", b"incorrect horse 0815"), disk: volume.disk, anchor: None };
     let refused = wrong.serve().refused();
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(!refused.text.contains("incorrect horse 0815"), "{refused:?}");
@@ -246,11 +246,11 @@ fn locked_kib(server: &Server) -> u64 {
 fn a_key_file_that_is_missing_or_empty_is_refused() {
     let place = Scratch::new();
     let volume = Volume::format(place.path(), 16 * MIB, &[]);
-    let missing = Volume { disk: volume.disk.clone(), key: place.join("nowhere") };
+    let missing = Volume { disk: volume.disk.clone(), key: place.join("nowhere"), anchor: None };
     let refused = missing.serve().refused();
     assert_eq!(refused.code, 4, "{refused:?}");
     assert!(refused.text.contains("nowhere"), "{refused:?}");
     File::create(place.join("empty")).unwrap();
-    let empty = Volume { disk: volume.disk, key: place.join("empty") };
+    let empty = Volume { disk: volume.disk, key: place.join("empty"), anchor: None };
     assert!([1, 2].contains(&empty.serve().refused().code));
 }

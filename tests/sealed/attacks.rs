@@ -9,11 +9,11 @@ use hostveil::backing::Backing;
 use hostveil::block::{BufferPool, Disk, Durability};
 use hostveil::env::OsEntropy;
 use hostveil::error::{ErrorKind, Result};
-use hostveil::sealed::{Device, Limits, MountOptions, Parameters, format_volume};
+use hostveil::sealed::{Device, KeySchedule, Limits, MountOptions, Parameters, format_volume};
 use hostveil::units::{ByteCount, ByteOffset};
 
 use crate::disk::{Crash, SimAnchor, SimDisk};
-use crate::machine::{HEADER, keys};
+use crate::machine::{HEADER, keys, keys_of};
 use crate::random::Random;
 
 const PARAMETERS: Parameters =
@@ -38,12 +38,21 @@ fn options(anchor: Option<&Arc<SimAnchor>>) -> MountOptions {
 }
 
 fn mount(store: &Arc<SimDisk>, anchor: Option<&Arc<SimAnchor>>) -> Result<Device> {
-    Device::mount(&(Arc::clone(store) as Arc<dyn Backing>), keys(), &options(anchor), &OsEntropy)
+    mount_with(keys(), store, anchor)
+}
+
+fn mount_with(keys: KeySchedule, store: &Arc<SimDisk>, anchor: Option<&Arc<SimAnchor>>) -> Result<Device> {
+    Device::mount(&(Arc::clone(store) as Arc<dyn Backing>), keys, &options(anchor), &OsEntropy)
 }
 
 impl Victim {
     /// A volume with several mounts, checkpoints and a journal behind it.
     fn new(anchored: bool) -> Self {
+        Self::with_keys(anchored, keys)
+    }
+
+    /// The same guest's work on a volume with these keys.
+    fn with_keys(anchored: bool, keys: fn() -> KeySchedule) -> Self {
         let store = Arc::new(SimDisk::new(PARAMETERS.store_size().unwrap().0));
         let anchor = anchored.then(|| Arc::new(SimAnchor::new(Arc::clone(&store))));
         let kept = anchor.as_ref().map(|anchor| Arc::clone(anchor) as Arc<dyn Anchor>);
@@ -60,7 +69,7 @@ impl Victim {
         victim.remember();
         let mut random = Random::new(5);
         for round in 0..4 {
-            let device = mount(&victim.store, victim.anchor.as_ref()).unwrap();
+            let device = mount_with(keys(), &victim.store, victim.anchor.as_ref()).unwrap();
             for _ in 0..6 {
                 victim.write(&device, &mut random);
                 Disk::new(device.clone()).flush().unwrap();
@@ -209,6 +218,48 @@ fn blocks_that_change_places_do_not_open() {
             image.insert(two, a);
         }
         victim.suffers(&image, &format!("block {two} in place of {one}"));
+    }
+}
+
+/// Of a volume in which the same guest wrote the same: one that has only the UUID in common with ours, one that
+/// has only the key, and one that has neither. Block by block, and whole.
+#[test]
+fn blocks_of_another_volume_do_not_open() {
+    let victim = Victim::new(false);
+    let others: [fn() -> KeySchedule; 3] =
+        [|| keys_of([7; 16], [0x43; 32]), || keys_of([8; 16], [0x42; 32]), || keys_of([8; 16], [0x43; 32])];
+    for (number, keys) in others.into_iter().enumerate() {
+        let other = Victim::with_keys(false, keys);
+        let mut errors = 0;
+        for (block, content) in other.image() {
+            let image = with(victim.image(), *block, |bytes| *bytes = **content);
+            let outcome = victim.suffers(&image, &format!("block {block} of volume {number}"));
+            errors += u32::from(outcome == Outcome::Errors);
+        }
+        assert!(errors > 0, "data is among it");
+        let whole = victim.suffers(other.image(), &format!("volume {number}"));
+        assert!(matches!(whole, Outcome::Refused(_)), "{whole:?}");
+    }
+}
+
+/// What lies behind some block is gone, or there is more than there was.
+#[test]
+fn a_store_of_another_length_is_no_other_volume() {
+    for anchored in [false, true] {
+        let victim = Victim::new(anchored);
+        let size = victim.store.len().unwrap().0;
+        let blocks = sorted(victim.image());
+        for last in &blocks {
+            victim.store.restore(victim.image());
+            victim.store.resize(last * 4096 + 512);
+            let shorter = victim.store.image();
+            let outcome = victim.suffers(&shorter, &format!("nothing from block {last} on"));
+            let whole = Outcome::State(victim.past.len() - 1);
+            assert!(outcome != whole, "block {last} is no longer there");
+        }
+        victim.store.resize(size + (1 << 20));
+        let outcome = victim.suffers(victim.image(), "room behind the volume");
+        assert_eq!(outcome, Outcome::State(victim.past.len() - 1));
     }
 }
 

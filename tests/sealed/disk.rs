@@ -122,9 +122,14 @@ impl SimDisk {
         state.ghosts.clear();
     }
 
-    /// Makes the disk larger.
-    pub(crate) fn extend(&self, size: u64) {
-        self.lock().size = size;
+    /// Makes the disk larger or smaller.
+    pub(crate) fn resize(&self, size: u64) {
+        let mut state = self.lock();
+        state.size = size;
+        let State { durable, shown, .. } = &mut *state;
+        for blocks in [durable, shown] {
+            blocks.retain(|block, _| (block + 1) * BLOCK <= size);
+        }
     }
 }
 
@@ -248,7 +253,9 @@ impl Backing for SimDisk {
         if state.dead {
             return Err(crashed());
         }
-        assert!(at.0 + into.len() as u64 <= state.size, "a read beyond the end");
+        if at.0 + into.len() as u64 > state.size {
+            return Err(Error::new(ErrorKind::Io, "a read beyond the end"));
+        }
         let mut done = 0;
         while done < into.len() {
             let (block, skip) = ((at.0 + done as u64) / BLOCK, (at.0 + done as u64) % BLOCK);

@@ -33,8 +33,13 @@ pub(crate) const HEADER: HeaderPin = HeaderPin { sequence: 1, digest: [3; 32] };
 
 /// The keys of every volume here.
 pub(crate) fn keys() -> KeySchedule {
-    let volume = VolumeId { uuid: uuid::Uuid::from_bytes([7; 16]), suite: Suite::Aes256Gcm };
-    let key = VolumeKey::new(SecretBytes::copy_of(&[0x42; 32]).unwrap());
+    keys_of([7; 16], [0x42; 32])
+}
+
+/// The keys of another volume.
+pub(crate) fn keys_of(uuid: [u8; 16], key: [u8; 32]) -> KeySchedule {
+    let volume = VolumeId { uuid: uuid::Uuid::from_bytes(uuid), suite: Suite::Aes256Gcm };
+    let key = VolumeKey::new(SecretBytes::copy_of(&key).unwrap());
     KeySchedule::new(volume, &key).unwrap()
 }
 
@@ -334,7 +339,7 @@ fn grow_through_crashes(machine: &Shared) -> Result<(), String> {
     let mut random = Random::new(it.guest.next);
     let logical_blocks = it.history.parameters.logical_blocks + random.pick(&[0, 1, 90, 17_000]);
     let parameters = Parameters { logical_blocks, ..it.history.parameters };
-    it.store.extend(parameters.store_size().map_err(told)?.0);
+    it.store.resize(parameters.store_size().map_err(told)?.0);
     let backing = Arc::clone(&it.store) as Arc<dyn Backing>;
     let grow = |it: &Machine| grow(&backing, keys(), &it.options(), logical_blocks, &OsEntropy);
     it.store.arm(Some(random.below(25)), random.next());

@@ -23,6 +23,8 @@ use super::freshness::Freshness;
 
 /// Most entries of a group.
 const MOST_IN_GROUP: u64 = 65_536;
+/// A group need not be smaller than this, however small the overlay's bound is.
+const SMALL_GROUP: u64 = 2048;
 
 /// What a mounted volume may cost, and does beside its duty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +38,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits for a volume of so many blocks: 256 MiB of pages, an overlay of 1/25 of the blocks.
+    /// Limits for a volume of so many blocks: 256 MiB of pages, an overlay of 1/20 of the blocks. The more
+    /// scattered writes one checkpoint covers, the more of them share a page.
     pub fn for_volume(logical_blocks: u64) -> Self {
-        Self { page_cache: 256 << 20, overlay: (logical_blocks / 25).max(16_384), punch: 0 }
+        Self { page_cache: 256 << 20, overlay: (logical_blocks / 20).max(16_384), punch: 0 }
     }
 }
 
@@ -175,9 +178,11 @@ impl Core {
         self.released.store(superblock.cut.seq, Ordering::Release);
     }
 
-    /// Most entries of a group: half of what the journal holds, at most.
+    /// Most entries of a group: at most half of what the journal holds, and a small part of the overlay's
+    /// bound, so that a checkpoint is found to be due before writers must wait for it.
     pub(crate) fn group_limit(&self) -> u64 {
-        (self.layout.journal_blocks() * ENTRIES as u64 / 2).min(MOST_IN_GROUP)
+        let ring = self.layout.journal_blocks() * ENTRIES as u64 / 2;
+        ring.min(MOST_IN_GROUP).min((self.limits.overlay / 8).max(SMALL_GROUP))
     }
 
     /// Entries of the overlay that are in the journal.
@@ -212,8 +217,8 @@ impl Core {
         }
     }
 
-    /// Whether a checkpoint should begin: the journal is 3/4 full, the overlay half, or half of the spare
-    /// blocks are in use.
+    /// Whether a checkpoint should begin: journal or overlay is 3/4 full, or half of the spare blocks are
+    /// in use.
     pub(crate) fn checkpoint_is_due(&self) -> bool {
         let (seq, released) = self.journal_span();
         let spare = self.layout.all_data_blocks() - self.layout.logical_blocks();
@@ -223,7 +228,7 @@ impl Core {
         drop(stages);
         waiting
             && (4 * (seq - released) >= 3 * self.layout.journal_blocks()
-                || active >= self.limits.overlay / 2
+                || 4 * active >= 3 * self.limits.overlay
                 || self.allocator.free_blocks() < spare / 2)
     }
 }

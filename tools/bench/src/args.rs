@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{compare, loops, overhead, peers, plain, report, scaling};
+use crate::{compare, loops, overhead, peers, plain, recovery, report, scaling};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -39,7 +39,10 @@ pub(crate) enum Benchmark {
     /// NBD clients against several servers, ours and others'
     Peers(peers::Args),
 
-    /// All of it, as a page with charts, as Markdown and as JSON
+    /// How long a sealed volume takes to open after a crash, and the memory that it needs
+    Recovery(recovery::Args),
+
+    /// Computation, overhead and peers together, as a page with charts, as Markdown and as JSON
     Report(report::Args),
 
     /// Two results side by side, and which differences are more than noise

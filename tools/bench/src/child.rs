@@ -11,6 +11,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use hostveil::error::{Error, ErrorKind, Result};
+use hostveil::units::ByteCount;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
@@ -105,10 +106,27 @@ impl Child {
         Ok(Duration::from_secs(ticks) / u32::try_from(per_second).unwrap_or(u32::MAX))
     }
 
+    /// Resident memory now, and at most so far.
+    pub(crate) fn memory(&self) -> Result<(ByteCount, ByteCount)> {
+        let path = format!("/proc/{}/status", self.process.id());
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("cannot read {path}"), e))?;
+        let memory = memory_of(&text, "VmRSS:").zip(memory_of(&text, "VmHWM:"));
+        memory.ok_or_else(|| Error::new(ErrorKind::Io, format!("{path} is odd")))
+    }
+
     /// Tells it to end, and makes it end when it does not.
     pub(crate) fn stop(&mut self) {
+        self.end_by(&[Signal::TERM, Signal::KILL]);
+    }
+
+    /// Ends it without a warning.
+    pub(crate) fn kill(&mut self) {
+        self.end_by(&[Signal::KILL]);
+    }
+
+    fn end_by(&mut self, signals: &[Signal]) {
         let group = Pid::from_child(&self.process);
-        for signal in [Signal::TERM, Signal::KILL] {
+        for signal in signals.iter().copied() {
             // A process that has ended, but was not waited for, still owns its number.
             if self.ended.is_none() && kill_process_group(group, signal).is_ok() {
                 let deadline = Instant::now() + PATIENCE;
@@ -165,6 +183,13 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + fields.next()?.parse::<u64>().ok()?)
 }
 
+/// A size in the text of `/proc/PID/status` (proc_pid_status(5)).
+fn memory_of(status: &str, field: &str) -> Option<ByteCount> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024).map(ByteCount)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +235,14 @@ mod tests {
         child.stop();
         assert!(child.ended.is_some_and(|status| !status.success()));
         assert!(child.cpu().is_err(), "it is gone");
+    }
+
+    #[test]
+    fn memory_is_read_in_its_unit() {
+        let status = "Name:\tVmRSS: 1 kB\nVmHWM:\t   12 kB\nVmRSS:\t    7 kB\n";
+        assert_eq!(memory_of(status, "VmHWM:"), Some(ByteCount(12 << 10)));
+        assert_eq!(memory_of(status, "VmRSS:"), Some(ByteCount(7 << 10)));
+        assert_eq!(memory_of("VmRSS: much", "VmRSS:"), None);
     }
 
     #[test]

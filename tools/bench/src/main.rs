@@ -19,6 +19,7 @@ mod place;
 mod plain;
 mod programs;
 mod progress;
+mod recovery;
 mod report;
 mod run;
 mod scaling;
@@ -68,6 +69,9 @@ fn run(benchmark: &Benchmark) -> Result<Verdict> {
         Benchmark::Compare(args) => compare::run(args).map(|()| Verdict::Good),
         Benchmark::Peers(args) => {
             single(args.expected(), args.json, |progress| peers::measure(args, progress))
+        }
+        Benchmark::Recovery(args) => {
+            single(args.expected(), args.json, |progress| recovery::measure(args, progress))
         }
         Benchmark::Plain(args) => plain::serve(args).map(|()| Verdict::Good),
     }

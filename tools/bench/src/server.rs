@@ -80,12 +80,15 @@ impl Server {
     /// Makes a disk, serves it, and fills it.
     pub(crate) fn start(kind: &Kind, hostveil: &Path, size: ByteCount, place: &Place) -> Result<Self> {
         let setup = Setup::new(kind.name, hostveil, size, place)?;
-        for command in kind.prepare(&setup)? {
-            Child::run(command, PATIENCE)?;
-        }
+        Self::make_disk(kind, &setup)?;
         let server = Self::ready(kind.name, kind.command(&setup), &setup)?;
         server.connect()?.fill(server.size)?;
         Ok(server)
+    }
+
+    /// Makes a disk.
+    pub(crate) fn make_disk(kind: &Kind, setup: &Setup) -> Result<()> {
+        kind.prepare(setup)?.into_iter().try_for_each(|command| Child::run(command, PATIENCE).map(drop))
     }
 
     /// Serves a volume that exists.
@@ -126,6 +129,16 @@ impl Server {
     /// Processor time that it has spent.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         self.child.cpu()
+    }
+
+    /// Memory that it has now, and that it has had at most.
+    pub(crate) fn memory(&self) -> Result<(ByteCount, ByteCount)> {
+        self.child.memory()
+    }
+
+    /// Ends it as a crash does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill();
     }
 }
 

@@ -2,7 +2,10 @@
 #![allow(dead_code)] // not every test needs all of it
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use serde_json::Value;
 
@@ -80,4 +83,49 @@ pub(crate) fn failure(output: &Output) -> (i32, String) {
 pub(crate) fn column(result: &Value, column: &str) -> Vec<(String, f64)> {
     let figures = result["figures"].as_array().unwrap().iter().filter(|f| f["column"] == column);
     figures.map(|f| (f["row"].as_str().unwrap().to_owned(), f["median"].as_f64().unwrap())).collect()
+}
+
+/// Whose command line names a directory: every process that a run started does.
+pub(crate) fn processes_of(place: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(place.to_str().unwrap()) {
+            found.push(command);
+        }
+    }
+    found
+}
+
+/// Waits until something is so, for as long as a slow machine may take.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a benchmark that would take hours, sends it a signal some time after what `is_so` waits for, and
+/// looks around.
+pub(crate) fn interrupted(args: &str, signal: Signal, is_so: impl Fn(&Path) -> bool) {
+    hostveil();
+    let place = Place::new();
+    // Absolute, so that the processes can be recognised.
+    let args = args.replace("DISKS", place.path("disks").to_str().unwrap());
+    let mut command: Command = place.command(&args);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("its processes start", || is_so(&place.path("")));
+    // Filled disks: from here on something is being measured, or soon.
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{words}");
+    assert!(words.contains("hostveil-bench: interrupted"), "{words}");
+    assert!(output.stdout.is_empty(), "half a result");
+    assert_eq!(processes_of(&place.path("")), Vec::<String>::new());
+    place.is_clean();
 }

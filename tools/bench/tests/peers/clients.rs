@@ -3,7 +3,9 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::common::{Place, column, failure, hostveil};
+use rustix::process::Signal;
+
+use crate::common::{Place, column, failure, hostveil, interrupted, processes_of};
 
 const PEERS: [(&str, &str); 5] = [
     ("nbdcopy", "libnbd-bin"),
@@ -126,4 +128,13 @@ fn what_is_missing_is_left_out_and_named_with_its_package() {
         assert!(code == 4 && words.contains("is missing") && words.contains(word), "{args}: {code} {words}");
     }
     place.is_clean();
+}
+
+/// The client is another program: it ends as well.
+#[test]
+fn an_interrupted_client_leaves_nothing() {
+    find("fio", "fio");
+    let args = "peers --servers plain --base plain --size 16MiB --disks DISKS --rounds 1 --seconds 3000 --work randread";
+    let client_runs = |place: &Path| processes_of(place).iter().any(|command| command.starts_with("fio "));
+    interrupted(args, Signal::INT, client_runs);
 }
