@@ -10,7 +10,7 @@ use crate::anchor::AnchorMode;
 use crate::backing::{Backing, MemoryBacking, Run};
 use crate::crypto::{CostLimits, KdfAlgorithm, Suite};
 use crate::env::{Entropy, OsEntropy, Progress, Silent, random};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::keys::schedule::{KeySchedule, VolumeId};
 use crate::sealed::layout::{Parameters, offset_of};
 use crate::sealed::maintain::amend::pin_header;
@@ -64,6 +64,22 @@ enum Event {
 pub(in crate::sealed) struct Recorder {
     store: MemoryBacking,
     events: Mutex<Vec<Event>>,
+    /// Where reads and writes fail.
+    bad: Mutex<Option<ByteOffset>>,
+}
+
+impl Recorder {
+    /// From now on nothing can be read or written there.
+    pub(in crate::sealed) fn fail_at(&self, at: ByteOffset) {
+        *self.bad.lock().unwrap() = Some(at);
+    }
+
+    fn check(&self, at: ByteOffset) -> Result<()> {
+        match *self.bad.lock().unwrap() == Some(at) {
+            true => Err(Error::new(ErrorKind::Io, "a bad sector")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Backing for Recorder {
@@ -71,9 +87,11 @@ impl Backing for Recorder {
         self.store.len()
     }
     fn read_at(&self, at: ByteOffset, into: &mut [u8]) -> Result<()> {
+        self.check(at)?;
         self.store.read_at(at, into)
     }
     fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        self.check(at)?;
         let sectors = (at.0..).step_by(SECTOR).zip(data.chunks(SECTOR));
         let sectors = sectors.map(|(at, sector)| Event::Sector(at, sector.to_vec()));
         self.events.lock().unwrap().extend(sectors);
@@ -119,7 +137,7 @@ impl Store {
     pub(in crate::sealed) const COST: u64 = 8;
 
     fn over(store: MemoryBacking, id: VolumeId) -> Self {
-        Self { backing: Arc::new(Recorder { store, events: Mutex::default() }), id }
+        Self { backing: Arc::new(Recorder { store, events: Mutex::default(), bad: Mutex::default() }), id }
     }
 
     pub(in crate::sealed) fn pin(&self, keys: &KeySchedule) -> Result<HeaderPin> {
@@ -133,7 +151,7 @@ impl Store {
     pub(in crate::sealed) fn copies(&self) -> [[u8; HEADER_LEN]; 2] {
         CopyPlace::BOTH.map(|place| {
             let mut bytes = [0; HEADER_LEN];
-            self.backing.read_at(place.offset(), &mut bytes).unwrap();
+            self.backing.store.read_at(place.offset(), &mut bytes).unwrap();
             bytes
         })
     }

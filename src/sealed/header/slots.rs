@@ -74,20 +74,24 @@ pub fn create(new: &NewHeader<'_>, entropy: &dyn Entropy, progress: &dyn Progres
 /// # Errors
 /// [`ErrorKind::WrongDevice`] when neither copy is a sealed volume's, before anything is written.
 pub fn erase_all(backing: &dyn Backing) -> Result<()> {
-    let mut copies = Vec::new();
-    for place in CopyPlace::BOTH {
+    let copies = CopyPlace::BOTH.map(|place| {
         let mut bytes = Box::new([0; HEADER_LEN]);
-        backing.read_at(place.offset(), &mut bytes[..])?;
-        copies.push((place, bytes));
-    }
+        if let Err(error) = backing.read_at(place.offset(), &mut bytes[..]) {
+            tracing::warn!(%error, copy = ?place, "a copy of the header cannot be read; all of it goes");
+            bytes.fill(0);
+        }
+        (place, bytes)
+    });
     if !copies.iter().any(|(_, bytes)| looks_like_sealed(&bytes[..])) {
         return Err(Error::new(ErrorKind::WrongDevice, "no sealed volume is here"));
     }
-    for (place, mut bytes) in copies {
+    // An error with one is no reason to leave the other.
+    let erased = copies.map(|(place, mut bytes)| {
         erase_slots(&mut bytes);
-        backing.write_at(place.offset(), &bytes[..])?;
-    }
+        backing.write_at(place.offset(), &bytes[..])
+    });
     backing.sync()?;
+    erased.into_iter().collect::<Result<()>>()?;
     tracing::info!("removed all key slots");
     Ok(())
 }
@@ -300,6 +304,22 @@ mod tests {
             assert_eq!(store.slot_of(secret), Err(ErrorKind::WrongKey));
         }
         assert!(store.copies().iter().all(|copy| copy[1024..3072].iter().all(|byte| *byte == 0)));
+    }
+
+    /// A medium that fails at one copy keeps no key slots in the other.
+    #[test]
+    fn erasing_does_not_end_at_an_error() {
+        for place in CopyPlace::BOTH {
+            let store = volume(&["secret"]);
+            store.backing.fail_at(place.offset());
+            assert_eq!(erase_all(&*store.backing).unwrap_err().kind(), ErrorKind::Io);
+            let copy = &store.copies()[usize::from(place == CopyPlace::A)];
+            assert!(copy[1024..3072].iter().all(|byte| *byte == 0), "the copy beside {place:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_erased_where_no_volume_is() {
         let empty = crate::backing::MemoryBacking::new(crate::units::ByteCount(1 << 20));
         assert_eq!(erase_all(&empty).unwrap_err().kind(), ErrorKind::WrongDevice);
     }
