@@ -69,6 +69,8 @@ pub struct ExportConfig {
     pub anchor: Option<AnchorAddress>,
     /// How that anchor must guard it.
     pub anchor_mode: Option<AnchorMode>,
+    /// Memory that a sealed volume's map and newest writes may take.
+    pub sealed_memory: Option<ByteCount>,
     /// Unix sockets of its own: it is offered there, and there alone.
     pub sockets: Vec<PathBuf>,
     /// Whom it is for.
@@ -227,6 +229,7 @@ struct Export {
     require_authenticated_header: bool,
     anchor: Option<String>,
     anchor_mode: Option<AnchorMode>,
+    sealed_memory: Option<String>,
     #[serde(default)]
     sockets: Vec<PathBuf>,
     #[serde(default)]
@@ -281,6 +284,7 @@ impl Export {
             require_authenticated_header: self.require_authenticated_header,
             anchor: self.anchor.map(anchor).transpose()?,
             anchor_mode: self.anchor_mode,
+            sealed_memory: self.sealed_memory.as_deref().map(size).transpose()?,
             sockets: self.sockets.into_iter().map(socket).collect::<Result<_>>()?,
             clients: self.clients.iter().map(|text| text.parse()).collect::<Result<_>>()?,
             name: self.name,

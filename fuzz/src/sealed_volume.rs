@@ -230,7 +230,7 @@ fn read_all(disk: &Disk, may_be: impl Fn(u64, &[u8]) -> bool) {
         assert!(may_be(lba, block), "block {lba} reads as {:#x}, which nobody wrote there", block[0]);
     };
     let pieces = (0..end.min(PARAMETERS.logical_blocks)).step_by(PIECE).chain([end.saturating_sub(4)]);
-    let mut bytes = [0x5a; PIECE * BLOCK];
+    let mut bytes = vec![0x5a; PIECE * BLOCK];
     for first in pieces {
         let blocks = usize::try_from(end - first).map_or(PIECE, |left| left.min(PIECE));
         let piece = &mut bytes[..blocks * BLOCK];

@@ -84,6 +84,7 @@ fn open_options() -> OpenOptions {
         require_authenticated_header: true,
         anchor: None,
         anchor_mode: None,
+        sealed_memory: None,
     }
 }
 

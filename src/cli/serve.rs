@@ -39,8 +39,8 @@ pub(super) struct Args {
     /// Serve what this TOML file says: one export or several
     #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "header", "KeyArgs", "socket", "listen",
         "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "metrics",
-        "max_kdf_memory", "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode", "read_only",
-        "discard"])]
+        "max_kdf_memory", "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode",
+        "sealed_memory", "read_only", "discard"])]
     config: Option<PathBuf>,
 
     /// The file with the volume's header, where it is kept apart from the data
@@ -111,6 +111,11 @@ pub(super) struct Args {
     /// Refuse the volume unless its anchor guards it this way
     #[arg(long, value_enum)]
     anchor_mode: Option<AnchorModeArg>,
+
+    /// Memory that a sealed volume's map and newest writes may take [default: 256M, and 1.2G
+    /// for each TiB of the volume]
+    #[arg(long, value_name = "SIZE")]
+    sealed_memory: Option<ByteCount>,
 
     /// Let clients read only; others may read the disk at the same time
     #[arg(long)]
@@ -189,6 +194,7 @@ impl Args {
             require_authenticated_header: self.require_authenticated_header,
             anchor: self.anchor.clone(),
             anchor_mode: self.anchor_mode.map(Into::into),
+            sealed_memory: self.sealed_memory,
             sockets: Vec::new(),
             clients: self.clients.iter().map(|c| c.parse()).collect::<Result<Vec<ClientRule>, Error>>()?,
         };

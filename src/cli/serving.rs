@@ -77,6 +77,7 @@ fn locate(config: &Config, export: &ExportConfig) -> Result<Located> {
         require_authenticated_header: export.require_authenticated_header,
         anchor: export.anchor.clone(),
         anchor_mode: export.anchor_mode,
+        sealed_memory: export.sealed_memory,
     };
     Located::at(&export.place, &options)
 }

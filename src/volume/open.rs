@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::luks;
 use crate::sealed;
 use crate::secret::Passphrase;
-use crate::units::ByteOffset;
+use crate::units::{ByteCount, ByteOffset};
 
 use super::open_sealed::LocatedSealed;
 use super::upkeep::Upkeep;
@@ -38,6 +38,8 @@ pub struct OpenOptions {
     pub anchor: Option<AnchorAddress>,
     /// How that anchor must guard it.
     pub anchor_mode: Option<AnchorMode>,
+    /// Memory that a sealed volume's map and newest writes may take, in place of what its size suggests.
+    pub sealed_memory: Option<ByteCount>,
 }
 
 /// A volume that has been found, locked and read, and is not unlocked yet.

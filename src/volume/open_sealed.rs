@@ -17,6 +17,7 @@ use crate::env::{OsEntropy, in_threads_of_its_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::{self, KeySchedule, Limits, MountOptions, Parameters, RawHeader, SlotSecret};
 use crate::secret::Passphrase;
+use crate::units::ByteCount;
 
 use super::open::{OpenOptions, Volume};
 use super::upkeep::Upkeep;
@@ -35,6 +36,7 @@ pub(super) struct LocatedSealed {
 
 impl LocatedSealed {
     pub(super) fn at(path: PathBuf, store: FileBacking, options: &OpenOptions) -> Result<Self> {
+        check_memory(options)?;
         if !options.read_only {
             // After a failed write-back the cache may go on showing what the medium does not have.
             store.sync()?;
@@ -59,7 +61,7 @@ impl LocatedSealed {
             read_only: self.options.read_only,
             header: unlocked.pin(),
             anchor: anchor.map(|anchor| (anchor, mode)),
-            limits: Some(limits_for(parameters.logical_blocks, self.options.discard)),
+            limits: Some(limits_for(parameters.logical_blocks, &self.options)),
             clocks: clocks(),
         };
         let keys = unlocked.derive_keys()?;
@@ -133,9 +135,23 @@ fn at(path: &std::path::Path, error: Error) -> Error {
     }
 }
 
-/// What a discard policy means for the engine: a hole is authentic either way, and by one of them the
-/// host gets its space back, and sees where the holes are.
-fn limits_for(blocks: u64, discard: DiscardPolicy) -> Limits {
-    let punch = if discard == DiscardPolicy::Unmap { PUNCHED } else { 0 };
-    Limits { punch, ..Limits::for_volume(blocks) }
+/// What options mean for the engine. Of discards: a hole is authentic whatever the policy is, and by one of them
+/// the host gets its space back, and sees where the holes are.
+fn limits_for(blocks: u64, options: &OpenOptions) -> Limits {
+    let punch = if options.discard == DiscardPolicy::Unmap { PUNCHED } else { 0 };
+    let limits =
+        options.sealed_memory.map_or_else(|| Limits::for_volume(blocks), |size| Limits::within(size.0));
+    Limits { punch, ..limits }
+}
+
+/// That a sealed volume can do with so much memory.
+fn check_memory(options: &OpenOptions) -> Result<()> {
+    match options.sealed_memory {
+        Some(size) if size.0 < Limits::LEAST_MEMORY => {
+            let what = format!("{size} of memory are too few for a sealed volume");
+            Err(Error::new(ErrorKind::InvalidInput, what)
+                .hint(format!("allow {} or more", ByteCount(Limits::LEAST_MEMORY))))
+        }
+        _ => Ok(()),
+    }
 }

@@ -63,6 +63,7 @@ impl Volume {
             require_authenticated_header: false,
             anchor: None,
             anchor_mode: None,
+            sealed_memory: None,
         };
         let place = Place { disk: self.disk.clone(), header: None };
         Located::at(&place, &options).unwrap().unlock(&passphrase(), pool).unwrap()

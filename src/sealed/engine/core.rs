@@ -16,7 +16,7 @@ use crate::sealed::pointer::BlkPtr;
 use crate::sealed::store::Store;
 use crate::sealed::superblock::fields::{Link, Superblock};
 use crate::sealed::trees::allocator::Allocator;
-use crate::sealed::trees::bits::Bits;
+use crate::sealed::trees::bits::{Bits, index};
 use crate::sealed::trees::pages::Pages;
 
 use super::freshness::Freshness;
@@ -25,6 +25,11 @@ use super::freshness::Freshness;
 const MOST_IN_GROUP: u64 = 65_536;
 /// A group need not be smaller than this, however small the overlay's bound is.
 const SMALL_GROUP: u64 = 2048;
+
+/// The overlay's bound is never below this.
+const LEAST_OVERLAY: u64 = 16_384;
+/// Bytes that an entry of the overlay takes, and that a checkpoint takes for it.
+const OVERLAY_ENTRY: u64 = 92;
 
 /// What a mounted volume may cost, and does beside its duty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +46,18 @@ impl Limits {
     /// Limits for a volume of so many blocks: 256 MiB of pages, an overlay of 1/20 of the blocks. The more
     /// scattered writes one checkpoint covers, the more of them share a page.
     pub fn for_volume(logical_blocks: u64) -> Self {
-        Self { page_cache: 256 << 20, overlay: (logical_blocks / 20).max(16_384), punch: 0 }
+        Self { page_cache: 256 << 20, overlay: (logical_blocks / 20).max(LEAST_OVERLAY), punch: 0 }
     }
+
+    /// Limits that keep pages and overlay within `memory` bytes, half of it each. With less than
+    /// [`Self::LEAST_MEMORY`] they are those of that.
+    pub fn within(memory: u64) -> Self {
+        let half = memory.max(Self::LEAST_MEMORY) / 2;
+        Self { page_cache: index(half), overlay: (half / OVERLAY_ENTRY).max(LEAST_OVERLAY), punch: 0 }
+    }
+
+    /// The least memory that makes sense, in bytes.
+    pub const LEAST_MEMORY: u64 = 8 << 20;
 }
 
 /// A mounted volume.
