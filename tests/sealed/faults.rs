@@ -25,6 +25,8 @@ struct Failing {
     /// Superblock slots cannot be read.
     bad_slots: AtomicBool,
     fail_sync: AtomicBool,
+    /// Writes of data take this long, in microseconds.
+    slow: AtomicU64,
 }
 
 impl Failing {
@@ -34,6 +36,7 @@ impl Failing {
             full_from: AtomicU64::new(u64::MAX),
             bad_slots: AtomicBool::new(false),
             fail_sync: AtomicBool::new(false),
+            slow: AtomicU64::new(0),
         })
     }
 }
@@ -51,6 +54,10 @@ impl Backing for Failing {
     fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
         if at.0 / 4096 >= self.full_from.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::NoSpace, "the host is full"));
+        }
+        match self.slow.load(Ordering::Relaxed) {
+            0 => {}
+            time => std::thread::sleep(std::time::Duration::from_micros(time)),
         }
         self.inner.write_at(at, data)
     }
@@ -232,6 +239,32 @@ fn epochs_run_out_without_loss() {
     let disk = Disk::new(device);
     assert!((1..=63).all(|lba| u64::from(read(&disk, lba)) == lba + 1));
     assert_eq!(write(&disk, 1, 1, Durability::Flush).unwrap_err().kind(), ErrorKind::ReadOnly);
+}
+
+/// More writers than there are spare blocks: while some hold all of them and take their time, there is nothing to
+/// free, and the others wait.
+#[test]
+fn writers_wait_for_blocks_that_others_have_in_flight() {
+    let parameters = Parameters { logical_blocks: 100, group_spare: 4, ..PARAMETERS };
+    let store = Failing::new(parameters);
+    let backing = formatted(&store, parameters);
+    let device = mount(&backing).unwrap();
+    let disk = Disk::new(device.clone());
+    (0..100).for_each(|lba| write(&disk, lba, 1, Durability::Flush).unwrap());
+    store.slow.store(2000, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let disk = disk.clone();
+            scope.spawn(move || {
+                let bytes = vec![thread + 2; 6 * 4096];
+                for _ in 0..6 {
+                    let data = BufferPool::new(0).copy_of(&bytes).unwrap();
+                    disk.write(ByteOffset(u64::from(thread) * 12 * 4096), data, Durability::Flush).unwrap();
+                }
+            });
+        }
+    });
+    (0..8_u8).for_each(|thread| assert_eq!(read(&disk, u64::from(thread) * 12 + 5), thread + 2));
 }
 
 /// Every thread reads what it wrote last, while all share the volume's few spare blocks, groups end,

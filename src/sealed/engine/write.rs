@@ -18,6 +18,18 @@ const ROUND: usize = 2048;
 /// Extents that a round is cut into at most before it is shortened instead.
 const EXTENTS: usize = 16;
 
+/// Blocks of a writer that nothing refers to yet; after a fault, too, others need not wait for them.
+struct InFlight<'a> {
+    core: &'a Core,
+    blocks: u64,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.core.allocator.settle(self.blocks);
+    }
+}
+
 impl Core {
     /// Stores `data`, which it encrypts in place, at the blocks from `first` on.
     ///
@@ -25,15 +37,12 @@ impl Core {
     /// [`ErrorKind::NoSpace`] when the store is full. Blocks then hold the old data or the new, each.
     pub(crate) fn write(&self, first: u64, data: &mut [u8]) -> Result<()> {
         let (mut lba, mut rest) = (first, data);
-        let mut refused = 0;
         while !rest.is_empty() {
             let written = self.write_some(lba, rest)?;
             if written == 0 {
-                refused += 1;
-                self.make_room(refused)?;
+                self.make_room()?;
                 continue;
             }
-            refused = 0;
             lba += written as u64;
             rest = &mut rest[written * BLOCK..];
         }
@@ -50,6 +59,7 @@ impl Core {
         if count == 0 {
             return Ok(0);
         }
+        let _in_flight = InFlight { core: self, blocks: count as u64 };
         let stored = self.seal_and_store(first, &mut data[..count * BLOCK], extents);
         let inserted = stored.and_then(|places| self.insert(first, &places));
         if inserted.is_err() {
@@ -141,14 +151,18 @@ impl Core {
         }
     }
 
-    /// Frees superseded blocks, or says that there are none.
-    fn make_room(&self, attempt: u32) -> Result<()> {
-        // Of several writers that wait for the same checkpoint one may take all that it freed.
-        if attempt > 8 {
+    /// Frees superseded blocks, which others may take at once, or says that there are none. Every volume has more
+    /// data blocks than the guest sees: there is always one that is free, superseded, or in flight.
+    fn make_room(&self) -> Result<()> {
+        let before = self.allocator.activity();
+        self.commit(Durable::Later)?;
+        self.checkpoint_if(|| self.allocator.free_blocks() == 0)?;
+        let nobody_else = !before.in_flight && before == self.allocator.activity();
+        if nobody_else && self.allocator.free_blocks() == 0 {
             return Err(Error::new(ErrorKind::NoSpace, "the volume has no free block"));
         }
-        self.commit(Durable::Later)?;
-        self.checkpoint_if(|| self.allocator.free_blocks() == 0)
+        self.allocator.wait_for_others();
+        Ok(())
     }
 
     /// Waits, by doing it, for a checkpoint where the overlay is at its bound.

@@ -4,7 +4,7 @@
 //! Memory only: what is in use follows from the bitmap on disk and the journal. A block that anything
 //! recoverable refers to is in use; the callers' rules R1 and R2 say when it is no longer.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::layout::Layout;
@@ -23,10 +23,21 @@ pub(crate) struct Extent {
     pub(crate) len: u64,
 }
 
+/// What writers are doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Activity {
+    /// How often blocks were taken.
+    pub(crate) taken: u64,
+    /// Some of these are not settled.
+    pub(crate) in_flight: bool,
+}
+
 /// The data blocks in use.
 pub(crate) struct Allocator {
     layout: Layout,
     state: Mutex<State>,
+    /// Blocks are free, or no longer in flight.
+    changed: Condvar,
 }
 
 struct State {
@@ -34,6 +45,12 @@ struct State {
     /// Free blocks of each group.
     free: Vec<u64>,
     total_free: u64,
+    /// Blocks that writers have taken and that nothing refers to yet.
+    in_flight: u64,
+    /// How often blocks were taken.
+    taken: u64,
+    /// Threads that wait for a change.
+    waiting: usize,
     /// Where the search for the next block begins, so that what is written together lies together.
     cursor: u64,
 }
@@ -47,7 +64,8 @@ impl Allocator {
         };
         let free: Vec<u64> = (0..layout.groups()).map(free_of).collect();
         let total_free = free.iter().sum();
-        Self { layout, state: Mutex::new(State { used, free, total_free, cursor: 0 }) }
+        let state = State { used, free, total_free, in_flight: 0, taken: 0, waiting: 0, cursor: 0 };
+        Self { layout, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -59,7 +77,8 @@ impl Allocator {
         self.lock().total_free
     }
 
-    /// Takes up to `want` consecutive blocks; `None` when there is none at all.
+    /// Takes up to `want` consecutive blocks, which are in flight until they are [settled](Self::settle);
+    /// `None` when there is none at all.
     pub(crate) fn allocate(&self, want: u64) -> Option<Extent> {
         let mut state = self.lock();
         if state.total_free == 0 {
@@ -71,6 +90,8 @@ impl Allocator {
         });
         state.free[index(first / self.layout.group_bits())] -= len;
         state.total_free -= len;
+        state.in_flight += len;
+        state.taken += 1;
         state.cursor = first + len;
         Some(Extent { block: self.layout.block_of_bit(first), len })
     }
@@ -124,12 +145,47 @@ impl Allocator {
             state.free[index(bit / self.layout.group_bits())] += 1;
             state.total_free += 1;
         }
+        self.tell(&state);
         Ok(())
     }
 
     /// Gives back an extent that was never referred to.
     pub(crate) fn give_back(&self, extent: Extent) -> Result<()> {
         self.free_all(extent.block..extent.block + extent.len)
+    }
+
+    /// So many blocks that were taken are referred to from now on, or given back.
+    pub(crate) fn settle(&self, blocks: u64) {
+        let mut state = self.lock();
+        state.in_flight = state.in_flight.saturating_sub(blocks);
+        self.tell(&state);
+    }
+
+    /// What other writers have done so far, and whether they are about to do more.
+    pub(crate) fn activity(&self) -> Activity {
+        let state = self.lock();
+        Activity { taken: state.taken, in_flight: state.in_flight > 0 }
+    }
+
+    /// Waits while there is no free block and others have blocks in flight, which will supersede blocks.
+    pub(crate) fn wait_for_others(&self) {
+        let mut state = self.lock();
+        let (taken, in_flight) = (state.taken, state.in_flight);
+        state.waiting += 1;
+        while state.total_free == 0
+            && state.in_flight > 0
+            && (state.taken, state.in_flight) == (taken, in_flight)
+        {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.waiting -= 1;
+    }
+
+    /// Wakes those who wait; mostly nobody does, and it would cost a system call.
+    fn tell(&self, state: &State) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// A copy of what is in use.
