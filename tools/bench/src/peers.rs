@@ -35,10 +35,11 @@ Examples:
   hostveil-bench peers --base nbdkit-file --size 1GiB --json > peers.json";
 
 /// Without --servers.
-const DEFAULT: [&str; 8] = [
+const DEFAULT: [&str; 9] = [
     "plain",
     "hostveil-luks",
     "hostveil-sealed",
+    "hostveil-sealed-aegis",
     "qemu-raw",
     "qemu-luks",
     "nbdkit-file",

@@ -28,6 +28,7 @@ and report.json into DIR, at the very end: an interrupted run leaves nothing.
 Examples:
   hostveil-bench report -o result                       some minutes
   hostveil-bench report --full -o result                half an hour
+  hostveil-bench report --full --rounds 3 --seconds 1 --base nbdkit-file -o result
   hostveil-bench report --from result/report.json -o again";
 
 const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
@@ -71,6 +72,10 @@ pub(crate) struct Args {
     /// Of the peers' workloads, only those with this text in their names
     #[arg(long, value_name = "TEXT")]
     work: Option<String>,
+
+    /// The server that the peers' ratios refer to
+    #[arg(long, value_name = "SERVER", default_value = "qemu-luks")]
+    base: String,
 
     /// The hostveil to measure; the one beside this program, else the one on PATH, unless given
     #[arg(long, value_name = "PROGRAM")]
@@ -159,8 +164,7 @@ impl Plan {
             timing: timing.clone(),
             json: false,
         };
-        let peers =
-            peers::Args { servers, work: workloads, base: "qemu-luks".to_owned(), timing, json: false };
+        let peers = peers::Args { servers, work: workloads, base: args.base.clone(), timing, json: false };
         Ok(Self {
             loops: has(Part::Loop).then_some(loops),
             scaling: has(Part::Scaling).then_some(scaling),
