@@ -41,7 +41,7 @@ fn report(seed: u64, what: &str) -> ! {
 /// How many histories to run, and from which seed on.
 fn asked_for() -> (u64, u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    (number("SIMULATE_FROM").unwrap_or(0), number("SIMULATE_HISTORIES").unwrap_or(2000))
+    (number("SIMULATE_FROM").unwrap_or(0), number("SIMULATE_HISTORIES").unwrap_or(20_000))
 }
 
 #[test]
