@@ -214,20 +214,26 @@ impl Core {
 
     /// Last journal block, and the last one that may be overwritten.
     fn journal_span(&self) -> (u64, u64) {
+        // In this order: commits may have used what was released meanwhile, and more than a journal is not used.
+        let seq = self.written.load(Ordering::Acquire);
         let released = self.released();
-        (self.written.load(Ordering::Acquire).max(released), released)
+        (seq.max(released), released)
     }
 
     /// How full everything is.
     pub(crate) fn usage(&self) -> Usage {
         let (seq, released) = self.journal_span();
+        // Asked for one after the other: a writer that waits for the stages would make a second look wait for it,
+        // and itself for the first.
+        let reserved = self.stages().pending.reserved();
+        let overlay = self.overlay_entries();
         Usage {
             data_blocks: self.layout.all_data_blocks(),
             journal_blocks: self.layout.journal_blocks(),
             free_blocks: self.allocator.free_blocks(),
-            group_room: self.group_limit().saturating_sub(self.stages().pending.reserved()),
+            group_room: self.group_limit().saturating_sub(reserved),
             journal_room: self.layout.journal_blocks() - (seq - released),
-            overlay: self.overlay_entries(),
+            overlay,
             seq,
         }
     }
