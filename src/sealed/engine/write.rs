@@ -157,8 +157,10 @@ impl Core {
         let before = self.allocator.activity();
         self.commit(Durable::Later)?;
         self.checkpoint_if(|| self.allocator.free_blocks() == 0)?;
+        // In this order: what is freed meanwhile may be taken between two looks, and that is somebody else.
+        let full = self.allocator.free_blocks() == 0;
         let nobody_else = !before.in_flight && before == self.allocator.activity();
-        if nobody_else && self.allocator.free_blocks() == 0 {
+        if nobody_else && full {
             return Err(Error::new(ErrorKind::NoSpace, "the volume has no free block"));
         }
         self.allocator.wait_for_others();
