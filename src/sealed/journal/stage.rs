@@ -2,7 +2,7 @@
 //! "In memory").
 //!
 //! A stage knows places of blocks, and runs that read as zeroes. A block lies over a run: whoever adds a
-//! run first takes out the blocks in it. Readers and writers of different 512 KiB meet at different
+//! run takes out the blocks that were in it before. Readers and writers of different 512 KiB meet at different
 //! locks.
 
 use std::collections::BTreeMap;
@@ -15,10 +15,13 @@ use crate::sealed::pointer::BlkPtr;
 
 const SHARDS: u64 = 64;
 
+/// Pointers by logical block.
+type Shard = RwLock<BTreeMap<u64, BlkPtr>>;
+
 /// A stage of the overlay. `replaced` callbacks receive the places that an insertion drops.
 pub(crate) struct Stage {
     /// Pointers by logical block; page `n` of the map lies in shard `n % SHARDS`.
-    shards: Vec<RwLock<BTreeMap<u64, BlkPtr>>>,
+    shards: Vec<Shard>,
     /// First block to end of each run; no two touch.
     runs: RwLock<BTreeMap<u64, u64>>,
     /// Entries that have been promised room.
@@ -64,7 +67,7 @@ impl Stage {
         self.entries() == 0
     }
 
-    fn shard(&self, lba: u64) -> &RwLock<BTreeMap<u64, BlkPtr>> {
+    fn shard(&self, lba: u64) -> &Shard {
         let number = lba / FAN % SHARDS;
         &self.shards[usize::try_from(number).unwrap_or(0)]
     }
@@ -116,6 +119,8 @@ impl Stage {
 
     /// Notes that the blocks of `run` read as zeroes.
     pub(crate) fn insert_run(&self, run: Range<u64>, mut replaced: impl FnMut(u64)) {
+        // Only these go: a block that comes meanwhile may have been read over the run, and stays.
+        let before = self.blocks_of(&run);
         {
             let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
             let before = runs.len() as u64;
@@ -123,23 +128,35 @@ impl Stage {
             let after = runs.len() as u64;
             self.run_count.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
         }
-        if self.blocks.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        for shard in self.shards_of(&run) {
+        for (shard, inside) in before {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-            let inside: Vec<u64> = shard.range(run.clone()).map(|(lba, _)| *lba).collect();
-            for lba in &inside {
-                if let Some(old) = shard.remove(lba) {
-                    replaced(old.pba);
+            let mut gone = 0;
+            for (lba, pointer) in inside {
+                if shard.get(&lba) == Some(&pointer) {
+                    shard.remove(&lba);
+                    replaced(pointer.pba);
+                    gone += 1;
                 }
             }
-            self.blocks.fetch_sub(inside.len() as u64, Ordering::AcqRel);
+            self.blocks.fetch_sub(gone, Ordering::AcqRel);
         }
     }
 
+    /// The blocks of `run`, by shards.
+    fn blocks_of(&self, run: &Range<u64>) -> Vec<(&Shard, Vec<(u64, BlkPtr)>)> {
+        if self.blocks.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let inside =
+            |shard: &Shard| read(shard).range(run.clone()).map(|(lba, pointer)| (*lba, *pointer)).collect();
+        self.shards_of(run)
+            .map(|shard| (shard, inside(shard)))
+            .filter(|(_, inside): &(_, Vec<_>)| !inside.is_empty())
+            .collect()
+    }
+
     /// The shards that can hold blocks of `run`, each once.
-    fn shards_of(&self, run: &Range<u64>) -> impl Iterator<Item = &RwLock<BTreeMap<u64, BlkPtr>>> {
+    fn shards_of(&self, run: &Range<u64>) -> impl Iterator<Item = &Shard> {
         let pages = run.start / FAN..=run.end.saturating_sub(1) / FAN;
         let count = (pages.end() - pages.start() + 1).min(SHARDS);
         (*pages.start()..*pages.start() + count).map(|page| self.shard(page * FAN))
