@@ -6,7 +6,7 @@
 //!
 //! | rank | rooms |
 //! |---|---|
-//! | 0 | [`units`], [`sys`] |
+//! | 0 | [`units`], [`sys`], [`sync`] |
 //! | 1 | [`mod@error`], [`mod@env`] |
 //! | 2 | [`secret`], [`block`], [`net`] |
 //! | 3 | [`nbd`], [`crypto`] |
@@ -33,6 +33,7 @@ pub mod net;
 pub mod sealed;
 pub mod secret;
 pub mod serve;
+pub mod sync;
 pub mod sys;
 #[cfg(test)]
 mod testing;

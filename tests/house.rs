@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const RANKS: &[(&str, u32)] = &[
     ("units", 0),
     ("sys", 0),
+    ("sync", 0),
     ("testing", 0),
     ("error", 1),
     ("env", 1),

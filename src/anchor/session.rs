@@ -1,11 +1,12 @@
 //! [`Session`]: one mount's hold on an anchor.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use uuid::Uuid;
 
 use crate::crypto::MacKey;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::Mutex;
 
 use super::Anchor;
 use super::record::{AnchorMac, Record, SignedRecord};

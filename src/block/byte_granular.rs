@@ -5,9 +5,10 @@
 //! the 1 MiB regions that they touch; an unaligned write reads, patches and writes its edge blocks
 //! under the region's exclusive lock. Reads take no lock.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::units::{BlockSize, ByteCount, ByteOffset};
 
 use super::{

@@ -42,6 +42,24 @@ pub enum Mutant {
     JournalHeaderOpen,
     /// A reader takes the root before it looks into the overlay.
     RootBeforeOverlay,
+    /// A group is no longer pending, and not yet being written.
+    GroupInTwoSteps,
+    /// A group is no longer being written before it is in the active stage.
+    WritingBeforeActive,
+    /// The frozen stage goes before its tree comes.
+    FrozenBeforeRoot,
+    /// The cut is where the journal ends after the active stage was frozen.
+    CutAfterFreeze,
+    /// A block that does not open at its place was tampered with, wherever it lies now.
+    OneLook,
+    /// Syncs do not follow one another.
+    SyncsAtOnce,
+    /// A writer asks what others did, and then whether there is a free block.
+    FullTooLate,
+    /// A run takes out the blocks that came after it, too.
+    TrimsTakeAll,
+    /// A thread looks at the stages while it looks at the stages.
+    StagesTwice,
 }
 
 #[cfg(feature = "mutants")]

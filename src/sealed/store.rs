@@ -4,11 +4,12 @@
 //! succeeds any more. Syncs follow one another, so that an error that the operating system reports to
 //! one of them cannot be missed by the other.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::backing::Backing;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{AtomicBool, Mutex};
 use crate::units::ByteCount;
 
 use super::layout::{BLOCK, offset_of};
@@ -80,7 +81,8 @@ impl Store {
 
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = || self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = (!active(Mutant::SyncsAtOnce)).then(one);
         self.check()?;
         self.latch(self.backing.sync())
     }

@@ -31,6 +31,7 @@ pub(crate) struct SimDisk {
     state: Mutex<State>,
 }
 
+#[derive(Clone)]
 struct State {
     size: u64,
     /// What survives a power cut.
@@ -106,6 +107,12 @@ impl SimDisk {
         state.dead = false;
         state.left = None;
         state.fail_sync = false;
+    }
+
+    /// Another disk that is as this one is now.
+    #[cfg(feature = "schedules")]
+    pub(crate) fn fork(&self) -> Self {
+        Self { state: Mutex::new(self.lock().clone()) }
     }
 
     /// A copy of what is shown.

@@ -366,7 +366,7 @@ impl Guest {
 }
 
 /// The content that is written with a number.
-fn fill(number: u64, block: &mut [u8]) {
+pub(crate) fn fill(number: u64, block: &mut [u8]) {
     for (word, bytes) in block.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let value = if number == 0 { 0 } else { number << 16 | word as u64 };
         *bytes = value.to_le_bytes();
@@ -374,7 +374,7 @@ fn fill(number: u64, block: &mut [u8]) {
 }
 
 /// The number that a block was written with.
-fn number_of(block: &[u8]) -> Result<u64, String> {
+pub(crate) fn number_of(block: &[u8]) -> Result<u64, String> {
     let words = block.as_chunks::<8>().0;
     let number = u64::from_le_bytes(words[0]) >> 16;
     let step = u64::from(number > 0);

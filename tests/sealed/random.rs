@@ -1,6 +1,7 @@
 //! Numbers that follow from a seed.
 
 /// A generator (splitmix64).
+#[derive(Clone)]
 pub(crate) struct Random(u64);
 
 impl Random {

@@ -47,7 +47,9 @@ impl Core {
         }
         let frozen = std::mem::replace(&mut stages.active, Arc::new(Stage::new()));
         stages.frozen = Some(Arc::clone(&frozen));
-        Some((frozen, tail.link))
+        let cut = tail.link;
+        drop((stages, tail));
+        Some((frozen, if active(Mutant::CutAfterFreeze) { self.committing().link } else { cut }))
     }
 
     fn checkpoint(&self, root: &mut Root, frozen: &Stage, cut: Link) -> Result<()> {
@@ -112,6 +114,9 @@ impl Core {
     /// Shows the new tree to readers: from one instant to the next they find there what they found in
     /// the frozen stage.
     fn publish(&self, root: &Root, map: Merged) {
+        if active(Mutant::FrozenBeforeRoot) {
+            self.stages_mut().frozen = None;
+        }
         for (page, pointer, content) in map.pages {
             self.pages.put(page, pointer, content);
         }

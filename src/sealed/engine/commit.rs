@@ -66,6 +66,10 @@ impl Core {
             return Taken::NoRoom;
         }
         let group = std::mem::replace(&mut stages.pending, Arc::new(Stage::new()));
+        if active(Mutant::GroupInTwoSteps) {
+            drop(stages);
+            stages = self.stages_mut();
+        }
         stages.writing = Some(Arc::clone(&group));
         Taken::Group(group)
     }
@@ -81,6 +85,9 @@ impl Core {
             freed = self.free_superseded_of(&stage, group);
         }
         self.make_durable(tail, durable)?;
+        if active(Mutant::WritingBeforeActive) {
+            self.stages_mut().writing = None;
+        }
         self.absorb(group, durable, &freed)?;
         self.stages_mut().writing = None;
         Ok(())

@@ -3,8 +3,8 @@
 //! Locks, in the order in which one thread may take them: `checkpoint`, `commit`, `stages`, then the
 //! locks inside stages, allocator and page cache. None but `checkpoint` and `commit` is held during I/O.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
 use crate::sealed::device::Usage;
@@ -12,12 +12,14 @@ use crate::sealed::journal::blocks::ENTRIES;
 use crate::sealed::journal::stage::Stage;
 use crate::sealed::keys::keyring::Keyring;
 use crate::sealed::layout::Layout;
+use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
 use crate::sealed::store::Store;
 use crate::sealed::superblock::fields::{Link, Superblock};
 use crate::sealed::trees::allocator::Allocator;
 use crate::sealed::trees::bits::{Bits, index};
 use crate::sealed::trees::pages::Pages;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::freshness::Freshness;
 
@@ -226,7 +228,9 @@ impl Core {
         // Asked for one after the other: a writer that waits for the stages would make a second look wait for it,
         // and itself for the first.
         let reserved = self.stages().pending.reserved();
+        let first = active(Mutant::StagesTwice).then(|| self.stages());
         let overlay = self.overlay_entries();
+        drop(first);
         Usage {
             data_blocks: self.layout.all_data_blocks(),
             journal_blocks: self.layout.journal_blocks(),

@@ -169,7 +169,7 @@ impl Core {
             }
             let mut now = [BlkPtr::HOLE];
             self.locate(lba, &mut now)?;
-            if now[0] == place {
+            if now[0] == place || active(Mutant::OneLook) {
                 return Err(tampered(lba, error));
             }
             place = now[0];

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::keys::epoch::{Binding, FreshVersion};
 use crate::sealed::layout::BLOCK;
+use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
 use crate::sealed::trees::allocator::Extent;
 use crate::sealed::trees::bits::index;
@@ -160,7 +161,7 @@ impl Core {
         // In this order: what is freed meanwhile may be taken between two looks, and that is somebody else.
         let full = self.allocator.free_blocks() == 0;
         let nobody_else = !before.in_flight && before == self.allocator.activity();
-        if nobody_else && full {
+        if nobody_else && (full || active(Mutant::FullTooLate) && self.allocator.free_blocks() == 0) {
             return Err(Error::new(ErrorKind::NoSpace, "the volume has no free block"));
         }
         self.allocator.wait_for_others();

@@ -7,11 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use crate::sealed::layout::FAN;
+use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 const SHARDS: u64 = 64;
 
@@ -128,6 +130,7 @@ impl Stage {
             let after = runs.len() as u64;
             self.run_count.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
         }
+        let before = if active(Mutant::TrimsTakeAll) { self.blocks_of(&run) } else { before };
         for (shard, inside) in before {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             let mut gone = 0;
@@ -178,7 +181,7 @@ impl Stage {
     }
 
     /// The dead places.
-    pub(crate) fn dead(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+    pub(crate) fn dead(&self) -> MutexGuard<'_, Vec<u64>> {
         self.dead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -223,7 +226,7 @@ impl Stage {
     }
 }
 
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 

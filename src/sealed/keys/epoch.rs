@@ -12,11 +12,12 @@
 //! seals only versions of its own; the kind in the nonce is the kind in the associated data; a key that
 //! was made from a salt on disk cannot seal.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::crypto::AeadKey;
 use crate::crypto::aead::{NONCE_LEN, TAG_LEN};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::AtomicU64;
 
 use super::schedule::VolumeId;
 

@@ -1,7 +1,7 @@
 //! [`Keyring`]: the keys of all epochs, and the one place where blocks are sealed and opened.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use crate::crypto::MacKey;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,6 +9,7 @@ use crate::sealed::layout::Layout;
 use crate::sealed::mutants;
 use crate::sealed::pointer::epoch_of;
 use crate::sealed::store::Store;
+use crate::sync::RwLock;
 
 use super::epoch::{Binding, EpochKey, EpochNumber, EpochWriter, FreshVersion, Version};
 use super::salts;

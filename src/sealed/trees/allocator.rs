@@ -4,10 +4,11 @@
 //! Memory only: what is in use follows from the bitmap on disk and the journal. A block that anything
 //! recoverable refers to is in use; the callers' rules R1 and R2 say when it is no longer.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::layout::Layout;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 use super::bits::{Bits, index};
 

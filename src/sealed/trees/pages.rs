@@ -1,7 +1,7 @@
 //! The trees' pages: read, verified and kept in memory (docs/sealed-format.md, "Pages").
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::keys::epoch::Binding;
@@ -10,6 +10,7 @@ use crate::sealed::keys::schedule::VolumeId;
 use crate::sealed::layout::{BLOCK, PageId, Tree};
 use crate::sealed::pointer::{BlkPtr, POINTER_LEN};
 use crate::sealed::store::Store;
+use crate::sync::{Mutex, MutexGuard};
 
 use super::bits::index;
 
