@@ -7,7 +7,6 @@ use rayon::prelude::*;
 
 use crate::anchor::Record as Anchored;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sealed::engine::read::PARALLEL;
 use crate::sealed::keys::epoch::Binding;
 use crate::sealed::keys::keyring::Keyring;
 use crate::sealed::layout::{BLOCK, Layout};
@@ -19,6 +18,9 @@ use crate::sealed::trees::bits::index;
 
 use super::blocks::{self, Entry, Record as Block};
 use super::stage::Stage;
+
+/// Groups of at least so many entries are opened by all CPUs.
+const PARALLEL: usize = 64;
 
 /// Journal blocks read at once.
 const BATCH: u64 = 256;
