@@ -28,6 +28,7 @@ mod sealed_grow;
 mod sealed_inspect;
 mod sealed_keys;
 mod sealed_serve;
+mod sealed_truncated;
 mod service_manager;
 #[path = "../support/mod.rs"]
 mod support;
