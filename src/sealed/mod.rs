@@ -28,6 +28,8 @@ mod pointer;
 mod store;
 mod superblock;
 mod trees;
+#[cfg(test)]
+mod vectors;
 
 pub use device::{Device, Usage};
 pub use engine::core::Limits;
