@@ -25,6 +25,7 @@ mod sandbox;
 mod sealed_check;
 mod sealed_format;
 mod sealed_grow;
+mod sealed_header_backup;
 mod sealed_inspect;
 mod sealed_keys;
 mod sealed_serve;
