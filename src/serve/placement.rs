@@ -3,11 +3,9 @@
 //! Handing a request to another thread costs two wake-ups, far more than reading 4 KiB from a page
 //! cache; waiting for a disk in the connection's thread costs every request behind it. So the thread
 //! keeps measuring how long the disk takes, and stays with inline execution as long as that is the
-//! time of memory copies and ciphers. One exception: while there are CPUs that no connection uses, and
-//! more requests wait behind a large one, a worker takes that beside the connection's own thread.
+//! time of memory copies and ciphers.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::block::Durability;
@@ -17,11 +15,11 @@ use crate::units::ByteCount;
 /// What a request may take without counting as slow: this much ...
 const FIXED: Duration = Duration::from_micros(60);
 /// ... and this much for each 4 KiB, which is what a copy and a cipher need on a slow core.
-const PER_4_KIB: Duration = Duration::from_micros(4);
+const PER_4_KIB: Duration = Duration::from_micros(8);
 /// The measure's unit: a disk that takes exactly what is allowed.
 const ONE: u32 = 1 << 10;
 
-/// From this size on, in bytes, a request is worth two wake-ups.
+/// From this size on, in bytes, a request is worth a wake-up.
 const LARGE: u64 = 64 << 10;
 
 /// A running measure of one connection's disk.
@@ -29,17 +27,14 @@ const LARGE: u64 = 64 << 10;
 pub(super) struct Placement {
     /// Time taken over time allowed, in units of 1/1024, averaged over about eight requests.
     slowness: AtomicU32,
-    /// A worker carries out a request only so that two are carried out at once.
-    beside: Arc<AtomicBool>,
 }
 
-/// The place beside the connection's own thread; given back on drop.
-pub(super) struct Beside(Arc<AtomicBool>);
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
+/// Whether `command` moves so much data that another thread's wake-up is little beside it.
+pub(super) fn is_large(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Read { len, .. } | Command::Write { len, durability: Durability::Flush, .. } if len.0 >= LARGE
+    )
 }
 
 impl Placement {
@@ -53,16 +48,6 @@ impl Placement {
             // Syncs wait for the medium; the rest may walk over a whole disk.
             _ => false,
         }
-    }
-
-    /// The place beside the connection's own thread, if it is free and `command` is large enough for it.
-    pub(super) fn beside(&self, command: &Command) -> Option<Beside> {
-        let (Command::Read { len, .. } | Command::Write { len, durability: Durability::Flush, .. }) = command
-        else {
-            return None;
-        };
-        (len.0 >= LARGE && !self.beside.swap(true, Ordering::Relaxed))
-            .then(|| Beside(Arc::clone(&self.beside)))
     }
 
     /// Takes note of how long `bytes` of reading or writing took, wherever that ran.
@@ -83,14 +68,12 @@ mod tests {
     use crate::units::ByteOffset;
 
     #[test]
-    fn one_large_request_at_a_time_runs_beside() {
+    fn what_moves_much_data_at_once_is_large() {
         let read = |len| Command::Read { offset: ByteOffset(0), len: ByteCount(len), df: false };
-        let placement = Placement::default();
-        assert!(placement.beside(&read(4096)).is_none() && placement.beside(&Command::Flush).is_none());
-        let first = placement.beside(&read(1 << 20));
-        assert!(first.is_some() && placement.beside(&read(1 << 20)).is_none());
-        drop(first);
-        assert!(placement.beside(&read(1 << 20)).is_some());
+        let write =
+            |durability| Command::Write { offset: ByteOffset(0), len: ByteCount(1 << 20), durability };
+        assert!(is_large(&read(64 << 10)) && !is_large(&read(60 << 10)) && !is_large(&Command::Flush));
+        assert!(is_large(&write(Durability::Flush)) && !is_large(&write(Durability::Fua)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! [`Server`]: accepts connections and gives each its thread, until it is told to stop.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::net::{Listener, Stream, TlsConfig};
 
 use super::access::Access;
 use super::budget::Budget;
+use super::crew::Busy;
 use super::limits::{Limits, Shares};
 use super::metrics::{Endpoint, Metrics};
 use super::refusals::{Kind, Peer, Refusals};
@@ -112,37 +113,6 @@ impl Shared {
     ) {
         self.metrics.refused(kind);
         self.refusals.tell(peer, who, export, kind, why);
-    }
-}
-
-/// Counts the connections in transmission, to compare them with the CPUs.
-pub(super) struct Busy {
-    connections: AtomicUsize,
-    cpus: usize,
-}
-
-/// A counted connection; counts no more on drop.
-pub(super) struct Counted<'a>(&'a Busy);
-
-impl Busy {
-    fn new(cpus: usize) -> Self {
-        Self { connections: AtomicUsize::new(0), cpus }
-    }
-
-    pub(super) fn enter(&self) -> Counted<'_> {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        Counted(self)
-    }
-
-    /// Whether there are CPUs that no connection's own thread uses.
-    pub(super) fn spares_cpus(&self) -> bool {
-        self.connections.load(Ordering::Relaxed) < self.cpus
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

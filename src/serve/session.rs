@@ -12,14 +12,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::block::{Buffer, Disk, Durability};
 use crate::error::Result;
-use crate::nbd::wire::STATUS_PAYLOAD_LEN;
-use crate::nbd::{Admission, Command, Negotiated, Refusal, Request, errno};
+use crate::nbd::{Command, Negotiated, Refusal, Request, errno};
 use crate::net::Stream;
 
 use super::credits::{Credit, Credits};
+use super::crew;
 use super::ending::{Ended, tell_client, tell_handshake};
 use super::execute::execute;
-use super::limits::{REFUSED, cost};
+use super::limits::REFUSED;
 use super::metrics::ExportMetrics;
 use super::negotiate::negotiate;
 use super::outbox::{Answer, Outbox, Reply};
@@ -29,12 +29,6 @@ use super::refusals::{Kind, Peer};
 use super::registry::Place;
 use super::server::{Offer, Shared};
 use super::zeroes::{Turns, Zeroing, is_long};
-
-/// Replies gather while more requests are at hand, up to so many of them ...
-const GATHER: usize = 32;
-/// ... and so many bytes of requests' data: beyond that a system call costs nothing beside the copying,
-/// and what lies in the CPU's cache should leave before it is pushed out.
-const GATHER_BYTES: usize = 128 << 10;
 
 /// Serves one connection until it ends. Never panics: a panic of a request ends the connection.
 pub(super) fn run(shared: &Arc<Shared>, offer: &Offer, stream: &Arc<Stream>, place: &Place) {
@@ -114,15 +108,15 @@ fn serve(
     }
 }
 
-/// What a connection's own thread and the workers share in its transmission phase.
+/// What a connection's own threads and the workers share in its transmission phase.
 pub(super) struct Session {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     disk: Disk,
-    negotiated: Negotiated,
-    outbox: Arc<Outbox>,
-    placement: Placement,
+    pub(super) negotiated: Negotiated,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) placement: Placement,
     turns: Turns,
-    /// The connection's own thread waits for a request in flight to end, and does not see the client leave.
+    /// The thread that reads waits for a request in flight to end, and does not see the client leave.
     held_up: AtomicBool,
     /// The client has left, or is not listened to any more.
     gone: AtomicBool,
@@ -149,11 +143,11 @@ impl Session {
         Open(self)
     }
 
-    fn figures(&self) -> &ExportMetrics {
+    pub(super) fn figures(&self) -> &ExportMetrics {
         &self.shared.metrics.exports[self.negotiated.index]
     }
 
-    /// Reads requests until the stream ends, and sees every admitted one through.
+    /// Carries requests out until the stream ends, and sees every admitted one through.
     fn transmit(self: &Arc<Self>, receiver: &mut Receiver) -> std::io::Result<Ended> {
         let shared = &self.shared;
         let credits = Credits::new(
@@ -164,64 +158,15 @@ impl Session {
             self.negotiated.index,
         );
         let _busy = shared.busy.enter();
-        let ended = self.read_requests(receiver, &credits);
+        let ended = crew::serve(self, receiver, &credits);
         self.gone.store(true, Ordering::Release);
         self.outbox.send();
         credits.wait_until_idle();
         ended
     }
 
-    fn read_requests(
-        self: &Arc<Self>,
-        receiver: &mut Receiver,
-        credits: &Arc<Credits>,
-    ) -> std::io::Result<Ended> {
-        let transmission = self.negotiated.transmission();
-        let header_len = transmission.header_len();
-        let (mut gathered, mut bytes) = (0, 0);
-        loop {
-            if receiver.buffered().len() < header_len || gathered >= GATHER || bytes >= GATHER_BYTES {
-                self.outbox.send();
-                (gathered, bytes) = (0, 0);
-            }
-            let header = receiver.header(header_len)?;
-            let Some(admission) = header.and_then(|header| transmission.admit(header)) else {
-                return Ok(Ended::Well("the client left"));
-            };
-            receiver.consume(header_len);
-            gathered += 1;
-            let admitted = match admission {
-                Admission::Accept(Request { command: Command::Disc, .. }) => {
-                    // It is not gone before what it has asked for is done.
-                    self.outbox.send();
-                    credits.wait_until_idle();
-                    return Ok(Ended::Well("the client said goodbye"));
-                }
-                Admission::Accept(request) => Ok(request),
-                Admission::Filter(filtered) => {
-                    let mut payload = [0; STATUS_PAYLOAD_LEN];
-                    receiver.read_exact(&mut payload, self.shared.limits.stall)?;
-                    filtered.admit(&payload)
-                }
-                Admission::Refuse(refusal) => Err(refusal),
-                Admission::Close(reason) => return Ok(reason.into()),
-            };
-            match admitted {
-                Ok(request) => {
-                    bytes += buffer_len(&request.command);
-                    let credit = self.admit(credits, cost(&request.command));
-                    self.figures().admitted(&request.command);
-                    let data = self.receive_data(receiver, &request)?;
-                    let more_wait = receiver.buffered().len() >= header_len;
-                    self.place(request, data, credit, more_wait);
-                }
-                Err(refusal) => self.refuse(receiver, credits, &refusal)?,
-            }
-        }
-    }
-
     /// Answers with an error. The payload of a refused write is data, whatever it looks like.
-    fn refuse(
+    pub(super) fn refuse(
         &self,
         receiver: &mut Receiver,
         credits: &Arc<Credits>,
@@ -238,7 +183,7 @@ impl Session {
     }
 
     /// Waits until the connection may have one more request in flight, which holds `bytes`.
-    fn admit(&self, credits: &Arc<Credits>, bytes: usize) -> Credit {
+    pub(super) fn admit(&self, credits: &Arc<Credits>, bytes: usize) -> Credit {
         credits.try_admit(bytes).unwrap_or_else(|| {
             // Credits come back with replies that have left, and some of those may wait for us.
             self.outbox.send();
@@ -249,7 +194,11 @@ impl Session {
         })
     }
 
-    fn receive_data(&self, receiver: &mut Receiver, request: &Request) -> std::io::Result<Option<Buffer>> {
+    pub(super) fn receive_data(
+        &self,
+        receiver: &mut Receiver,
+        request: &Request,
+    ) -> std::io::Result<Option<Buffer>> {
         let Command::Write { .. } = request.command else { return Ok(None) };
         let buffer: Result<Buffer> = self.shared.pool.take(buffer_len(&request.command));
         let mut buffer = buffer.map_err(std::io::Error::other)?;
@@ -261,14 +210,8 @@ impl Session {
         Ok(Some(buffer))
     }
 
-    /// Carries the request out here, or has a worker do it; `more_wait`: there are requests behind it.
-    fn place(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit, more_wait: bool) {
-        let spare = more_wait && self.shared.busy.spares_cpus();
-        let beside = if spare { self.placement.beside(&request.command) } else { None };
-        if beside.is_none() && self.placement.is_inline(&request.command) {
-            self.reply(self.execute(&request, data, None), credit);
-            return;
-        }
+    /// Has a worker carry the request out.
+    pub(super) fn hand_to_worker(self: &Arc<Self>, request: Request, data: Option<Buffer>, credit: Credit) {
         if is_long(&self.disk, &request.command) {
             if let Some(zeroing) = self.turns.take(Zeroing::new(request, credit)) {
                 self.zero(zeroing);
@@ -281,7 +224,6 @@ impl Session {
             if let Ok(answer) = catch_unwind(executed) {
                 session.reply(answer, credit);
                 session.outbox.send_now();
-                drop(beside);
             } else {
                 session.fail();
             }
@@ -322,7 +264,7 @@ impl Session {
     }
 
     /// Carries the request out; `since`: when it began to wait for that.
-    fn execute(&self, request: &Request, data: Option<Buffer>, since: Option<Instant>) -> Answer {
+    pub(super) fn execute(&self, request: &Request, data: Option<Buffer>, since: Option<Instant>) -> Answer {
         let began = Instant::now();
         let waited = since.map_or(Duration::ZERO, |since| began.saturating_duration_since(since));
         self.figures().queue.observe(waited);
@@ -351,7 +293,7 @@ impl Session {
     }
 
     /// A fault in this server, away from the connection's own thread: the connection ends.
-    fn fail(&self) {
+    pub(super) fn fail(&self) {
         self.refuse_client(Kind::Fault, &"a fault in this server ends the connection; please report it");
         self.stream.hang_up();
     }
@@ -361,7 +303,7 @@ impl Session {
         self.shared.refuse(self.peer, self.stream.peer(), Some(export), kind, why);
     }
 
-    fn reply(&self, answer: Answer, credit: Credit) {
+    pub(super) fn reply(&self, answer: Answer, credit: Credit) {
         self.outbox.push(Reply { answer, credit });
     }
 }
@@ -374,7 +316,7 @@ fn has_left(stream: &Stream) -> bool {
 }
 
 /// How much data a request moves through a buffer.
-fn buffer_len(command: &Command) -> usize {
+pub(super) fn buffer_len(command: &Command) -> usize {
     match command {
         Command::Read { len, .. } | Command::Write { len, .. } => len.to_usize().unwrap_or(usize::MAX),
         _ => 0,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use hostveil::nbd::Form;
 
-use crate::client::{Client, EIO, FORMS, NBD_CMD_DISC, NBD_CMD_FLUSH, NBD_CMD_READ};
+use crate::client::{Client, EIO, FORMS, NBD_CMD_DISC, NBD_CMD_FLUSH, NBD_CMD_READ, request};
 use crate::harness::Running;
 
 #[test]
@@ -54,6 +54,38 @@ fn a_fault_in_one_request_ends_its_connection_only() {
     unlucky.request(NBD_CMD_READ, 0, 1, 8192, 512);
     assert!(unlucky.is_closed());
     assert!(other.read(4096, 512).is_ok());
+}
+
+/// Two requests that arrive together: one of 64 KiB at `offset`, and a small one behind it.
+fn large_and_small(client: &mut Client, offset: u64) {
+    let large = request(Form::Simple, NBD_CMD_READ, 0, 1, offset, 64 << 10);
+    let small = request(Form::Simple, NBD_CMD_READ, 0, 2, 4096, 512);
+    client.send(&[large, small].concat());
+}
+
+#[test]
+fn another_thread_reads_on_while_a_large_request_is_carried_out() {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    assert!(cpus > 1, "with one CPU requests take turns");
+    let running = Running::start();
+    let mut client = running.attach(Form::Simple);
+    large_and_small(&mut client, 0);
+    assert_eq!(client.outcome(), (2, 0), "the large one waits at the gate");
+    client.data(512);
+    running.open_gate();
+    assert_eq!(client.outcome(), (1, 0));
+    client.data(64 << 10);
+    assert!(client.read(4096, 512).is_ok(), "both threads go on");
+}
+
+#[test]
+fn a_fault_beside_the_reading_thread_ends_its_connection_only() {
+    let running = Running::start();
+    let mut unlucky = running.attach(Form::Simple);
+    large_and_small(&mut unlucky, 8192);
+    // The small request's reply may come first.
+    while !unlucky.is_closed() {}
+    assert!(running.attach(Form::Simple).read(4096, 512).is_ok());
 }
 
 #[test]

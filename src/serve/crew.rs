@@ -1,0 +1,265 @@
+//! [`serve`]: the transmission phase of one connection, by one thread or a few that take turns at reading.
+//!
+//! Whoever holds the turn reads requests, and carries out what takes no longer than copies and ciphers
+//! itself: small requests with the turn in hand, since passing it costs a wake-up. A large one it carries
+//! out after passing the turn on, so that the next request is received and carried out beside it on
+//! another CPU. No request changes threads: what one has received is in its CPU's cache.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, Scope};
+
+use crate::block::Buffer;
+use crate::nbd::wire::STATUS_PAYLOAD_LEN;
+use crate::nbd::{Admission, Command, Request};
+
+use super::credits::{Credit, Credits};
+use super::ending::Ended;
+use super::limits::cost;
+use super::placement::is_large;
+use super::receiver::Receiver;
+use super::session::{Session, buffer_len};
+
+/// Replies gather while more requests are at hand, up to so many of them ...
+const GATHER: usize = 32;
+/// ... and so many bytes of requests' data: beyond that a system call costs nothing beside the copying,
+/// and what lies in the CPU's cache should leave before it is pushed out.
+const GATHER_BYTES: usize = 128 << 10;
+
+/// A connection's threads are at most so many, and those of all connections as many as there are CPUs,
+/// but for each connection's first.
+const MOST_THREADS: usize = 4;
+
+/// The threads of a connection.
+struct Crew<'a> {
+    session: &'a Arc<Session>,
+    credits: &'a Arc<Credits>,
+    turn: Mutex<Turn<'a>>,
+    /// Threads that wait for the turn.
+    waiting: AtomicUsize,
+    /// All of them.
+    threads: AtomicUsize,
+}
+
+/// What the reading thread has to itself.
+struct Turn<'a> {
+    receiver: &'a mut Receiver,
+    /// Requests since the last send, and how much data they move.
+    gathered: usize,
+    bytes: usize,
+    /// How it ended.
+    ended: Option<io::Result<Ended>>,
+}
+
+/// A request that was received whole.
+struct Received {
+    request: Request,
+    data: Option<Buffer>,
+    credit: Credit,
+}
+
+/// Reads requests until the stream ends, and carries them out or hands them to the workers.
+pub(super) fn serve(
+    session: &Arc<Session>,
+    receiver: &mut Receiver,
+    credits: &Arc<Credits>,
+) -> io::Result<Ended> {
+    let turn = Turn { receiver, gathered: 0, bytes: 0, ended: None };
+    let crew = Crew {
+        session,
+        credits,
+        turn: Mutex::new(turn),
+        waiting: AtomicUsize::new(0),
+        threads: AtomicUsize::new(1),
+    };
+    std::thread::scope(|scope| crew.work(scope));
+    let turn = crew.turn.into_inner().map_err(|_| io::Error::other("a fault in another thread"))?;
+    turn.ended.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
+}
+
+impl Crew<'_> {
+    /// What each of the threads does, until the connection ends.
+    fn work<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>) {
+        loop {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let turn = self.turn.lock();
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            // Poisoned: the thread that held it had a fault, and ends the connection.
+            let Ok(mut turn) = turn else { return };
+            let Some(large) = self.read_until_large(&mut turn, scope) else { return };
+            drop(turn);
+            let carried = AssertUnwindSafe(|| self.carry_out(large));
+            if catch_unwind(carried).is_err() {
+                self.session.fail();
+            }
+            self.session.outbox.send();
+        }
+    }
+
+    /// Reads and carries out requests until one should run beside the next: that one, or `None` when the
+    /// connection has ended.
+    fn read_until_large<'scope, 'env>(
+        &'env self,
+        turn: &mut Turn<'_>,
+        scope: &'scope Scope<'scope, 'env>,
+    ) -> Option<Received> {
+        while turn.ended.is_none() {
+            match self.read_one(turn) {
+                Err(ended) => turn.ended = Some(ended),
+                Ok(None) => {}
+                Ok(Some(received)) if !self.session.placement.is_inline(&received.request.command) => {
+                    let Received { request, data, credit } = received;
+                    self.session.hand_to_worker(request, data, credit);
+                }
+                Ok(Some(received)) if self.passes_turn(turn, &received.request, scope) => {
+                    return Some(received);
+                }
+                Ok(Some(received)) => self.carry_out(received),
+            }
+        }
+        None
+    }
+
+    /// Whether somebody takes the turn while this thread carries `request` out.
+    fn passes_turn<'scope, 'env>(
+        &'env self,
+        turn: &Turn<'_>,
+        request: &Request,
+        scope: &'scope Scope<'scope, 'env>,
+    ) -> bool {
+        let header_len = self.session.negotiated.transmission().header_len();
+        let more_wait = turn.receiver.buffered().len() >= header_len;
+        if !more_wait || !is_large(&request.command) || self.session.shared.busy.is_crowded() {
+            return false;
+        }
+        self.waiting.load(Ordering::Relaxed) > 0 || self.grow(scope)
+    }
+
+    /// Adds a thread, if there is a CPU for it.
+    fn grow<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>) -> bool {
+        if self.threads.load(Ordering::Relaxed) >= MOST_THREADS {
+            return false;
+        }
+        let Some(counted) = self.session.shared.busy.try_enter() else { return false };
+        let work = move || {
+            let _counted = counted;
+            self.work(scope);
+        };
+        let started = Builder::new().name("nbd-beside".into()).spawn_scoped(scope, work).is_ok();
+        self.threads.fetch_add(usize::from(started), Ordering::Relaxed);
+        started
+    }
+
+    fn carry_out(&self, received: Received) {
+        let Received { request, data, credit } = received;
+        self.session.reply(self.session.execute(&request, data, None), credit);
+    }
+
+    /// Reads one request; `None` if it is refused.
+    fn read_one(&self, turn: &mut Turn<'_>) -> Result<Option<Received>, io::Result<Ended>> {
+        let session = self.session;
+        let transmission = session.negotiated.transmission();
+        let header_len = transmission.header_len();
+        if turn.receiver.buffered().len() < header_len
+            || turn.gathered >= GATHER
+            || turn.bytes >= GATHER_BYTES
+        {
+            session.outbox.send();
+            (turn.gathered, turn.bytes) = (0, 0);
+        }
+        let header = turn.receiver.header(header_len).map_err(Err)?;
+        let Some(admission) = header.and_then(|header| transmission.admit(header)) else {
+            return Err(Ok(Ended::Well("the client left")));
+        };
+        turn.receiver.consume(header_len);
+        turn.gathered += 1;
+        let admitted = match admission {
+            Admission::Accept(Request { command: Command::Disc, .. }) => {
+                // It is not gone before what it has asked for is done.
+                session.outbox.send();
+                self.credits.wait_until_idle();
+                return Err(Ok(Ended::Well("the client said goodbye")));
+            }
+            Admission::Accept(request) => Ok(request),
+            Admission::Filter(filtered) => {
+                let mut payload = [0; STATUS_PAYLOAD_LEN];
+                turn.receiver.read_exact(&mut payload, session.shared.limits.stall).map_err(Err)?;
+                filtered.admit(&payload)
+            }
+            Admission::Refuse(refusal) => Err(refusal),
+            Admission::Close(reason) => return Err(Ok(reason.into())),
+        };
+        match admitted {
+            Ok(request) => {
+                turn.bytes += buffer_len(&request.command);
+                let credit = session.admit(self.credits, cost(&request.command));
+                session.figures().admitted(&request.command);
+                let data = session.receive_data(turn.receiver, &request).map_err(Err)?;
+                Ok(Some(Received { request, data, credit }))
+            }
+            Err(refusal) => {
+                session.refuse(turn.receiver, self.credits, &refusal).map_err(Err)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Counts the threads of all connections in transmission, to compare them with the CPUs.
+pub(super) struct Busy {
+    threads: AtomicUsize,
+    cpus: usize,
+}
+
+/// A counted thread; counts no more on drop.
+pub(super) struct Counted<'a>(&'a Busy);
+
+impl Busy {
+    pub(super) fn new(cpus: usize) -> Self {
+        Self { threads: AtomicUsize::new(0), cpus }
+    }
+
+    /// Counts a connection's first thread.
+    pub(super) fn enter(&self) -> Counted<'_> {
+        self.threads.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+
+    /// Counts one more, if there is a CPU for it.
+    fn try_enter(&self) -> Option<Counted<'_>> {
+        let one_more = |threads| (threads < self.cpus).then_some(threads + 1);
+        self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Counted(self))
+    }
+
+    /// Whether there are more threads than CPUs.
+    fn is_crowded(&self) -> bool {
+        self.threads.load(Ordering::Relaxed) > self.cpus
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_added_only_while_there_are_cpus_for_them() {
+        let busy = Busy::new(2);
+        let first = busy.enter();
+        let second = busy.try_enter();
+        assert!(second.is_some() && !busy.is_crowded() && busy.try_enter().is_none());
+        let another = busy.enter();
+        assert!(busy.is_crowded(), "a connection's first thread is never refused");
+        drop((first, second));
+        assert!(!busy.is_crowded() && busy.try_enter().is_some());
+        drop(another);
+    }
+}
