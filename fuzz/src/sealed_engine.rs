@@ -324,7 +324,8 @@ impl Run {
             self.sizes.insert(size);
             self.ever_sizes.insert(size);
             let options = self.options(false);
-            let grown = self.attempt(|run| grow(&run.backing(), keys(), &options, size, &run.entropy));
+            let grown =
+                self.attempt(|run| grow(&run.backing(), keys(), &options, size, |_| Ok(()), &run.entropy));
             if grown.is_ok() {
                 self.sizes = [size].into();
             }

@@ -1,6 +1,7 @@
 //! Headers of sealed volumes as a hostile host writes them, and as one writes them that got hold of the
 //! key. Checked is that a header which is read costs no more than the limits allow, that describing
-//! and unlocking it end, and that a volume opens with nothing but the header that its superblock pins.
+//! and unlocking it end, that a volume opens with nothing but the header that its superblock pins, and that
+//! nothing else is restored from a backup, since the volume has an anchor.
 //!
 //! Input: a byte that chooses between two. `'R'`: the bytes of copy A and then of copy B, as far as they
 //! go. Otherwise changes to the two copies of a genuine header, three bytes each: where (16 bits, over
@@ -14,8 +15,8 @@ use hostveil::crypto::{CostLimits, KdfAlgorithm, Suite};
 use hostveil::env::{OsEntropy, Silent};
 use hostveil::error::{Error, ErrorKind};
 use hostveil::sealed::{
-    self, CopyPlace, HEADER_LEN, HeaderPin, KeySchedule, NewHeader, NewSlot, RawHeader, SlotSecret, Unlocked,
-    VolumeId,
+    self, CopyPlace, HEADER_LEN, HeaderBackup, HeaderPin, KeySchedule, NewHeader, NewSlot, RawHeader,
+    SlotSecret, Unlocked, VolumeId,
 };
 use hostveil::secret::{Passphrase, SecretBytes};
 use hostveil::units::ByteCount;
@@ -84,6 +85,7 @@ fn check([a, b]: &[Copy; 2]) {
     let whole = [a, b].into_iter().any(|copy| *copy == *GENUINE.header);
     assert_eq!(opened.is_some(), whole, "the genuine header opens, and no other");
     assert!(opened.is_none_or(|unlocked| unlocked.pin() == GENUINE.pin));
+    restore(a, b);
     // Another one opens once it is pinned, if its code and a slot are right; then it can be changed.
     let pin =
         HeaderPin { sequence: u64::from_le_bytes(a[32..40].try_into().expect("8 bytes")), digest: digest(a) };
@@ -96,6 +98,37 @@ fn check([a, b]: &[Copy; 2]) {
             copy
         });
         assert!(changed.is_err() || copies[0] == copies[1]);
+    }
+}
+
+/// Copy A as a backup, given to a store with both: nothing is written, or the genuine header to both copies.
+fn restore(a: &Copy, b: &Copy) {
+    // Whoever has the key can say that there is no anchor, and pin what he likes.
+    let anchored = a[44..48] != [0; 4];
+    let Some(backup) = HeaderBackup::check(a, &LIMITS).ok().filter(|_| anchored) else { return };
+    let store = MemoryBacking::new(ByteCount(1 << 20));
+    for (place, copy) in CopyPlace::BOTH.into_iter().zip([a, b]) {
+        store.write_at(place.offset(), copy).expect("a store");
+    }
+    let secret = (SlotSecret::Key(&GENUINE.key), true);
+    let pin = |_: &KeySchedule, _: &HeaderPin| panic!("another header is brought back");
+    let restored = backup.restore(&store, secret, |keys| genuine_pin(keys, GENUINE.pin), pin);
+    assert_eq!(restored.is_ok(), *a == *GENUINE.header);
+    let expected = if restored.is_ok() { [a, a] } else { [a, b] };
+    for (place, expected) in CopyPlace::BOTH.into_iter().zip(expected) {
+        let mut copy = [0; HEADER_LEN];
+        store.read_at(place.offset(), &mut copy).expect("a copy");
+        assert!(copy == *expected, "copy {place:?}");
+    }
+}
+
+/// What the superblock of the genuine volume pins, for whoever has its keys.
+fn genuine_pin(keys: &KeySchedule, pin: HeaderPin) -> hostveil::error::Result<HeaderPin> {
+    // Whoever opened another header has other keys, which vouch for no superblock of this volume.
+    let code = keys.superblock_mac()?.sign(&[b"superblock"])?;
+    match GENUINE.keys.superblock_mac()?.verify(&[b"superblock"], &code)? {
+        true => Ok(pin),
+        false => Err(Error::new(ErrorKind::CorruptHeader, "no superblock")),
     }
 }
 
@@ -114,14 +147,7 @@ fn examine(a: &Copy, b: &Copy, pin: HeaderPin) -> (Option<Unlocked>, MemoryBacki
         }
     };
     assert!(checked.describe().keyslots.len() <= sealed::SLOTS);
-    let superblock = |keys: &KeySchedule| {
-        // Whoever opened another header has other keys, which vouch for no superblock of this volume.
-        let code = keys.superblock_mac()?.sign(&[b"superblock"])?;
-        match GENUINE.keys.superblock_mac()?.verify(&[b"superblock"], &code)? {
-            true => Ok((pin, ())),
-            false => Err(Error::new(ErrorKind::CorruptHeader, "no superblock")),
-        }
-    };
+    let superblock = |keys: &KeySchedule| Ok((genuine_pin(keys, pin)?, ()));
     let by_key = checked.unlock(SlotSecret::Key(&GENUINE.key), None, superblock);
     let by_passphrase = checked.unlock(SlotSecret::Passphrase(&GENUINE.passphrase), None, superblock);
     let opened = by_key.or(by_passphrase).ok().map(|(unlocked, ())| unlocked);

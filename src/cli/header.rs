@@ -11,7 +11,8 @@ use crate::backing::Access;
 use crate::env::OsEntropy;
 use crate::error::{Error, ErrorKind};
 use crate::luks::{LARGEST_BACKUP, Repaired};
-use crate::volume::{self, Managed};
+use crate::sealed::{HeaderBackup, RestoredHeader};
+use crate::volume::{self, Managed, Restoration};
 
 use super::place::{LimitArgs, PlaceArgs};
 use super::progress::Bar;
@@ -25,7 +26,9 @@ use super::prompt::KeyArgs;
     hostveil header repair --key-file vm.key disk.img\n  \
     hostveil header authenticate --key-file vm.key from-cryptsetup.img\n\n\
     A backup opens with the keys of the day it was made, also with those that were removed since: keep it\n\
-    like a key. cryptsetup's luksHeaderBackup and luksHeaderRestore use the same file.")]
+    like a key. cryptsetup's luksHeaderBackup and luksHeaderRestore use the same file for LUKS2 volumes. For a\n\
+    sealed volume make a new backup after every change of its keys: only the present header is put back\n\
+    without --force, and where there is an anchor no other one.")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -63,9 +66,13 @@ struct RestoreArgs {
     /// The backup's file
     #[arg(short, long, value_name = "FILE")]
     input: PathBuf,
-    /// Restore also over another volume's header, or where there is none that can be read
+    /// Restore also over another volume's header; onto a LUKS volume without a header that can be read, onto
+    /// a sealed one also key slots that were changed since
     #[arg(long)]
     force: bool,
+    // That of a sealed volume wants a key that opens the backup.
+    #[command(flatten)]
+    key: KeyArgs,
 }
 
 #[derive(clap::Args)]
@@ -108,9 +115,30 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 fn restore(args: &RestoreArgs) -> Result<String> {
     let bytes = read_backup(&args.input)?;
+    if HeaderBackup::looks_like_one(&bytes) {
+        return restore_sealed(args, &bytes);
+    }
+    if args.key.source().is_some() {
+        let what = "a LUKS header is restored without a key";
+        return Err(Error::new(ErrorKind::InvalidInput, what).into());
+    }
     let limits = args.limits.limits();
     let header = volume::restore(&args.place.place(), &bytes, args.force, &limits, &OsEntropy, &Bar::new()?)?;
     Ok(format!("Restored the header of volume {}.\n", header.uuid()))
+}
+
+fn restore_sealed(args: &RestoreArgs, bytes: &[u8]) -> Result<String> {
+    let restoration = Restoration::at(&args.place.place(), bytes, args.force, &args.limits.limits())?;
+    let uuid = restoration.uuid();
+    Ok(match restoration.run(&args.key.existing(&args.place.name())?)? {
+        RestoredHeader::Nothing => "The volume has this header already; nothing was changed.\n".to_owned(),
+        RestoredHeader::Present => format!("Restored the header of volume {uuid}.\n"),
+        RestoredHeader::Slots => {
+            format!(
+                "Restored the key slots of volume {uuid} as they were; keys that were added since are gone.\n"
+            )
+        }
+    })
 }
 
 fn read_backup(path: &Path) -> Result<Vec<u8>, Error> {

@@ -28,10 +28,13 @@ mod pointer;
 mod store;
 mod superblock;
 mod trees;
+#[cfg(test)]
+mod vectors;
 
 pub use device::{Device, Usage};
 pub use engine::core::Limits;
 pub use engine::mount::MountOptions;
+pub use header::backup::{HeaderBackup, RestoredHeader};
 pub use header::describe::{HeaderDescription, SlotDescription, SuperblockDescription, describe_superblock};
 pub use header::fields::{CopyPlace, HEADER_LEN, HeaderPin, SLOTS, looks_like_sealed};
 pub use header::slot::SlotSecret;

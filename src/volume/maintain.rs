@@ -91,22 +91,14 @@ impl Maintenance {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a size that it cannot get, before anything is written; those of a
-    /// mount, and of extending the file.
+    /// mount, before the file is extended; and those of extending it.
     pub fn grow(&self, size: Option<ByteCount>) -> Result<ByteCount> {
         expect_anchor(self.unlocked.anchor_mode(), self.anchor.as_ref())?;
         let size = self.new_size(size)?;
-        let grown = Parameters { logical_blocks: size.0 / BLOCK, ..self.parameters };
-        let needed = grown.store_size()?;
-        if self.store.kind() == Kind::File && self.store.len()? < needed {
-            let failed = |e| Error::io(format!("cannot extend the volume's file to {needed}"), e);
-            self.store
-                .file()
-                .set_len(needed.0)
-                .and_then(|()| self.store.file().sync_all())
-                .map_err(failed)?;
-        }
+        let logical_blocks = size.0 / BLOCK;
         let (keys, options) = (self.unlocked.derive_keys()?, self.options(false)?);
-        sealed::grow(&self.backing(), keys, &options, grown.logical_blocks, &OsEntropy)?;
+        let extend = |needed| self.extend(needed);
+        sealed::grow(&self.backing(), keys, &options, logical_blocks, extend, &OsEntropy)?;
         Ok(size)
     }
 
@@ -176,6 +168,17 @@ impl Maintenance {
             )),
             _ => Ok(size),
         }
+    }
+
+    /// Gives a file at least that size; a device has the size that it has.
+    fn extend(&self, needed: ByteCount) -> Result<()> {
+        if self.store.kind() == Kind::BlockDevice || self.store.len()? >= needed {
+            return Ok(());
+        }
+        let file = self.store.file();
+        file.set_len(needed.0)
+            .and_then(|()| file.sync_all())
+            .map_err(|e| Error::io(format!("cannot extend the volume's file to {needed}"), e))
     }
 
     /// The largest size that the device has room for.

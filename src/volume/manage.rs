@@ -186,18 +186,15 @@ impl Managed {
         }
     }
 
-    /// The header and its key slots, as bytes that [`restore`] and cryptsetup take.
+    /// The header and its key slots: of a LUKS volume as bytes that [`restore`] and cryptsetup take, of a sealed
+    /// one for a [`super::Restoration`].
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for a sealed volume, whose header is of no use without its superblock.
+    /// [`ErrorKind::CorruptHeader`] for a sealed volume whose header needs a repair first.
     pub fn backup(&self) -> Result<Vec<u8>> {
         match &self.0 {
             Inner::Luks { store, header } => luks::backup::take(store, header),
-            Inner::Sealed(_) => Err(Error::new(
-                ErrorKind::Unsupported,
-                "a sealed volume's header belongs to the volume's present state and cannot be backed up alone",
-            )
-            .hint("back up the whole volume while it is not served")),
+            Inner::Sealed(managed) => managed.header().backup(),
         }
     }
 
@@ -229,7 +226,7 @@ fn of_another_volume() -> Error {
     Error::new(ErrorKind::WrongKey, "this is not the volume's key")
 }
 
-/// Puts a header's backup onto a volume's store; `force` where another volume's header lies there, or
+/// Puts a LUKS header's backup onto a volume's store; `force` where another volume's header lies there, or
 /// none that can be read.
 pub fn restore(
     place: &Place,

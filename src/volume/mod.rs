@@ -10,6 +10,7 @@ mod manage;
 mod manage_sealed;
 mod open;
 mod open_sealed;
+mod restore_sealed;
 mod spot;
 mod upkeep;
 
@@ -25,6 +26,7 @@ pub use describe::{Description, SealedDescription, SealedUsage, describe, usage}
 pub use maintain::{LocatedMaintenance, Maintenance, States};
 pub use manage::{Managed, Slots, Unlocked, restore};
 pub use open::{Located, OpenOptions, Volume};
+pub use restore_sealed::Restoration;
 
 /// The formats of volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,9 +25,11 @@ mod sandbox;
 mod sealed_check;
 mod sealed_format;
 mod sealed_grow;
+mod sealed_header_backup;
 mod sealed_inspect;
 mod sealed_keys;
 mod sealed_serve;
+mod sealed_truncated;
 mod service_manager;
 #[path = "../support/mod.rs"]
 mod support;

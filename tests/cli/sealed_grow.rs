@@ -53,3 +53,28 @@ fn a_grown_volume_does_not_shrink_back() {
     place.file("disk.img", &before);
     assert_eq!(place.run(&format!("serve {serve}")).code, 4);
 }
+
+/// What would not be mounted is refused as it is: its file keeps its size, and nothing in it changes.
+#[test]
+fn a_volume_that_is_refused_keeps_its_size() {
+    let place = Place::with_anchored_volume(AnchorMode::Strict);
+    let old = place.read("disk.img");
+    let serve = "--key-file vm.key --anchor file:vm.anchor --socket s disk.img";
+    let serving = place.serve(serve);
+    serving.write(0, b"something").unwrap();
+    serving.stop(Signal::TERM).succeeds();
+    let present = place.read("disk.img");
+    for (store, sentence) in [
+        (&old[..], "put back to an earlier state"),
+        (&present[..present.len() / 2], "the volume in it needs"),
+        (&present[..1 << 18], "alone need 260 KiB"),
+    ] {
+        place.file("disk.img", store);
+        let outcome = place.run("grow --size 2M --anchor file:vm.anchor --key-file vm.key disk.img");
+        assert_eq!(outcome.code, 4, "{outcome:?}");
+        assert!(outcome.stderr.contains(sentence), "{outcome:?}");
+        assert!(place.read("disk.img") == store, "the refused store changed");
+    }
+    place.file("disk.img", &present);
+    assert_eq!(place.serve(serve).read(0, 9).unwrap(), b"something");
+}

@@ -33,12 +33,26 @@ impl Form {
         if self == Self::Luks {
             return Volume::format(place, size, &[]);
         }
-        let mut volume = Volume::named(place, "disk.img");
+        self.make_sealed(place, Volume::named(place, "disk.img"), Some(ByteCount(size)))
+    }
+
+    /// A volume that takes all of a device; what it needs beside that lies in `place`.
+    pub(crate) fn make_on(self, device: &Path, place: &Path) -> Volume {
+        let mut volume = Volume::named(place, "unused");
+        device.clone_into(&mut volume.disk);
+        if self == Self::Luks {
+            volume.format_command(&[]).arg(device).run();
+            return volume;
+        }
+        self.make_sealed(place, volume, None)
+    }
+
+    fn make_sealed(self, place: &Path, mut volume: Volume, size: Option<ByteCount>) -> Volume {
         volume.anchor = (self == Self::Anchored).then(|| place.join("anchor"));
         let anchor = volume.anchor.clone().map(|path| (AnchorAddress::File(path), AnchorMode::Strict));
         let options = CreateOptions {
             format: Format::Sealed(SealedFormat { anchor, ..SealedFormat::default() }),
-            size: Some(ByteCount(size)),
+            size,
             pbkdf: luks::Pbkdf::Exactly(CHEAP),
             preallocate: false,
             force: false,

@@ -50,6 +50,12 @@ pub(crate) struct LoopDevice(PathBuf);
 impl LoopDevice {
     /// Attaches a file, as a device with the given logical sector size.
     pub(crate) fn attach(file: &Path, sector_size: u32) -> Self {
+        let control = Path::new("/dev/loop-control");
+        assert!(
+            control.exists(),
+            "this test needs loop devices, and {} is missing: load the kernel's module `loop`, or run where it is",
+            control.display()
+        );
         let sector_size = sector_size.to_string();
         let mut command = as_root("losetup");
         command.args(["--find", "--show", "--sector-size", &sector_size]).arg(file);
@@ -61,6 +67,11 @@ impl LoopDevice {
 
     pub(crate) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Has the device notice that its file has another size.
+    pub(crate) fn take_size_of_file(&self) {
+        as_root("losetup").arg("-c").arg(&self.0).run();
     }
 }
 

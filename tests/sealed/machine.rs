@@ -341,7 +341,7 @@ fn grow_through_crashes(machine: &Shared) -> Result<(), String> {
     let parameters = Parameters { logical_blocks, ..it.history.parameters };
     it.store.resize(parameters.store_size().map_err(told)?.0);
     let backing = Arc::clone(&it.store) as Arc<dyn Backing>;
-    let grow = |it: &Machine| grow(&backing, keys(), &it.options(), logical_blocks, &OsEntropy);
+    let grow = |it: &Machine| grow(&backing, keys(), &it.options(), logical_blocks, |_| Ok(()), &OsEntropy);
     it.store.arm(Some(random.below(25)), random.next());
     let grown = grow(&it);
     if grown.is_err() && !it.store.is_dead() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::error::Result;
 use crate::sealed::device::Usage;
-use crate::sealed::journal::blocks::ENTRIES;
+use crate::sealed::journal::blocks::most_in_group;
 use crate::sealed::journal::stage::Stage;
 use crate::sealed::keys::keyring::Keyring;
 use crate::sealed::layout::Layout;
@@ -23,8 +23,6 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockW
 
 use super::freshness::Freshness;
 
-/// Most entries of a group.
-const MOST_IN_GROUP: u64 = 65_536;
 /// A group need not be smaller than this, however small the overlay's bound is.
 const SMALL_GROUP: u64 = 2048;
 
@@ -195,11 +193,9 @@ impl Core {
         self.released.store(superblock.cut.seq, Ordering::Release);
     }
 
-    /// Most entries of a group: at most half of what the journal holds, and a small part of the overlay's
-    /// bound, so that a checkpoint is found to be due before writers must wait for it.
+    /// Most entries of a group: at most what the format allows, and a small part of the overlay's bound, so that a checkpoint is found to be due before writers must wait for it.
     pub(crate) fn group_limit(&self) -> u64 {
-        let ring = self.layout.journal_blocks() * ENTRIES as u64 / 2;
-        ring.min(MOST_IN_GROUP).min((self.limits.overlay / 8).max(SMALL_GROUP))
+        most_in_group(&self.layout).min((self.limits.overlay / 8).max(SMALL_GROUP))
     }
 
     /// Entries of the overlay that are in the journal.

@@ -21,8 +21,9 @@ use super::core::Core;
 pub(crate) const PIECE: usize = 256;
 /// Up to so many blocks need less room for it.
 const SMALL: usize = 8;
-/// From so many blocks on, all cores open them.
-pub(crate) const PARALLEL: usize = 64;
+/// From so many blocks on, all CPUs share a request. Smaller ones come several at a time, mostly, and the
+/// server carries those out side by side, which costs no wake-ups within them.
+pub(crate) const SHARED: usize = 512;
 
 impl Core {
     /// Fills `into` with the blocks from `first` on.
@@ -35,13 +36,16 @@ impl Core {
             self.locate(first, places)?;
             return self.fetch(first, places, into);
         }
-        let mut places = [BlkPtr::HOLE; PIECE];
-        for (start, piece) in (first..).step_by(PIECE).zip(into.chunks_mut(PIECE * BLOCK)) {
-            let places = &mut places[..piece.len() / BLOCK];
+        let read = |(number, piece): (usize, &mut [u8])| {
+            let start = first + (number * PIECE) as u64;
+            let places = &mut [BlkPtr::HOLE; PIECE][..piece.len() / BLOCK];
             self.locate(start, places)?;
-            self.fetch(start, places, piece)?;
+            self.fetch(start, places, piece)
+        };
+        match into.len() < SHARED * BLOCK {
+            true => into.chunks_mut(PIECE * BLOCK).enumerate().try_for_each(read),
+            false => into.par_chunks_mut(PIECE * BLOCK).enumerate().try_for_each(read),
         }
-        Ok(())
     }
 
     /// Finds where the blocks from `first` on lie, at most [`PIECE`] of them.
@@ -144,14 +148,9 @@ impl Core {
             }
             at += len;
         }
-        let open = |(number, (block, place)): (usize, (&mut [u8], &BlkPtr))| {
-            let lba = first + number as u64;
+        (first..).zip(into.chunks_exact_mut(BLOCK).zip(places)).try_for_each(|(lba, (block, place))| {
             self.open_data(lba, place, block).or_else(|error| self.reread(lba, *place, block, error))
-        };
-        if places.len() < PARALLEL {
-            return into.chunks_exact_mut(BLOCK).zip(places).enumerate().try_for_each(open);
-        }
-        into.par_chunks_exact_mut(BLOCK).zip(places).enumerate().with_min_len(16).try_for_each(open)
+        })
     }
 
     fn open_data(&self, lba: u64, place: &BlkPtr, block: &mut [u8]) -> Result<()> {

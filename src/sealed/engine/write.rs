@@ -12,7 +12,7 @@ use crate::sealed::trees::bits::index;
 
 use super::commit::Durable;
 use super::core::Core;
-use super::read::PARALLEL;
+use super::read::SHARED;
 
 /// Blocks that one round places at most: they enter one group together.
 const ROUND: usize = 2048;
@@ -91,7 +91,7 @@ impl Core {
             let binding = Binding::data(&self.keys.volume(), first + number as u64);
             self.keys.seal(version, &binding, block).map(|(ver, tag)| BlkPtr { ver, pba, tag })
         };
-        let places: Vec<BlkPtr> = match jobs.len() < PARALLEL {
+        let places: Vec<BlkPtr> = match jobs.len() < SHARED {
             true => jobs
                 .into_iter()
                 .zip(data.chunks_exact_mut(BLOCK))
@@ -102,7 +102,7 @@ impl Core {
                 .into_par_iter()
                 .zip(data.par_chunks_exact_mut(BLOCK))
                 .enumerate()
-                .with_min_len(16)
+                .with_min_len(64)
                 .map(seal)
                 .collect::<Result<_>>()?,
         };

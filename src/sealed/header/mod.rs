@@ -1,5 +1,6 @@
 //! The header and its key slots: from a secret to the volume key, and who can open a volume.
 
+pub(super) mod backup;
 pub(super) mod describe;
 pub(super) mod fields;
 #[cfg(test)]

@@ -188,7 +188,7 @@ impl Unlocked {
     }
 
     /// The one way in which a header changes.
-    fn update(
+    pub(super) fn update(
         &mut self,
         backing: &dyn Backing,
         slots: [Option<Slot>; SLOTS],

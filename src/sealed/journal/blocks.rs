@@ -11,7 +11,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::keys::epoch::{Binding, FreshVersion, JOURNAL_AAD_HEADER};
 use crate::sealed::keys::keyring::Keyring;
-use crate::sealed::layout::BLOCK;
+use crate::sealed::layout::{BLOCK, Layout};
 use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::{POINTER_LEN, Target, u32_at, u64_at};
 
@@ -25,6 +25,14 @@ const BODY: usize = 64;
 const ENTRY: usize = 8 + POINTER_LEN;
 /// Entries that a block has room for.
 pub(crate) const ENTRIES: usize = (BLOCK - BODY) / ENTRY;
+/// Most entries of a group, however large the ring.
+pub(super) const LARGEST_GROUP: u64 = 65_536;
+
+/// Most entries of a group in a volume's journal: of a small ring, half of what it holds. No writer makes a
+/// larger one, and no reader takes one.
+pub(crate) fn most_in_group(layout: &Layout) -> u64 {
+    LARGEST_GROUP.min(layout.journal_blocks() * ENTRIES as u64 / 2)
+}
 
 /// What changes at a logical block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

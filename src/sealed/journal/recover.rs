@@ -7,7 +7,6 @@ use rayon::prelude::*;
 
 use crate::anchor::Record as Anchored;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sealed::engine::read::PARALLEL;
 use crate::sealed::keys::epoch::Binding;
 use crate::sealed::keys::keyring::Keyring;
 use crate::sealed::layout::{BLOCK, Layout};
@@ -17,14 +16,21 @@ use crate::sealed::store::Store;
 use crate::sealed::superblock::fields::{Link, Superblock};
 use crate::sealed::trees::bits::index;
 
-use super::blocks::{self, Entry, Record as Block};
+use super::blocks::{self, Entry, LARGEST_GROUP, Record as Block, most_in_group};
 use super::stage::Stage;
+
+/// Groups of at least so many entries are opened by all CPUs.
+const PARALLEL: usize = 64;
 
 /// Journal blocks read at once.
 const BATCH: u64 = 256;
 
 /// Blocks that are sorted before they are added to the overlay.
 const MOST_IN_BATCH: usize = 1 << 18;
+
+/// Most entries of groups that are not known to be durable: a writer syncs once it has 2^18 of them, and the
+/// group that makes it do so may have as many as a group may.
+const MOST_WAITING: u64 = (1 << 18) + LARGEST_GROUP - 1;
 
 /// What the journal gave.
 pub(crate) struct Recovered {
@@ -38,7 +44,8 @@ pub(crate) struct Recovered {
 ///
 /// # Errors
 /// [`ErrorKind::TamperedBlock`] when the chain does not reach what the last mount accepted,
-/// [`ErrorKind::StaleVolume`] when it does not carry what the anchor remembers; any error of the store.
+/// [`ErrorKind::StaleVolume`] when it does not carry what the anchor remembers, [`ErrorKind::CorruptHeader`]
+/// when it has more at once than any writer gives it; any error of the store.
 pub(crate) fn recover(
     store: &Store,
     layout: &Layout,
@@ -59,6 +66,7 @@ pub(crate) fn recover(
         fence_seen: superblock.cut.seq >= superblock.fence.seq,
         group: Vec::new(),
         waiting: VecDeque::new(),
+        waiting_entries: 0,
         overlay: Stage::new(),
         batch: Vec::new(),
         accepted: superblock.cut,
@@ -91,6 +99,8 @@ struct Walk<'a> {
     group: Vec<Entry>,
     /// Groups that are not known to be durable so far.
     waiting: VecDeque<Group>,
+    /// Entries of those.
+    waiting_entries: u64,
     overlay: Stage,
     /// Blocks of accepted groups that are not in the overlay yet.
     batch: Vec<(u64, BlkPtr)>,
@@ -164,15 +174,18 @@ impl Walk<'_> {
         self.fence_seen |= self.link == self.superblock.fence;
         self.known = self.known.max(block.synced.min(self.link.seq));
         self.group.extend(block.entries);
+        at_most(self.group.len() as u64, most_in_group(self.layout), "one group")?;
         if block.commit {
             let entries = std::mem::take(&mut self.group);
+            self.waiting_entries += entries.len() as u64;
             self.waiting.push_back(Group { last: self.link, entries });
         }
         while self.waiting.front().is_some_and(|group| group.last.seq <= self.known) {
-            let group = self.waiting.pop_front();
-            group.map_or(Ok(()), |group| self.accept(&group))?;
+            let Some(group) = self.waiting.pop_front() else { break };
+            self.waiting_entries -= group.entries.len() as u64;
+            self.accept(&group)?;
         }
-        Ok(())
+        at_most(self.waiting_entries, MOST_WAITING, "groups that nobody waited for")
     }
 
     fn look_for_anchor(&mut self) {
@@ -262,5 +275,130 @@ impl Walk<'_> {
             return group.entries.iter().map(intact).try_fold(true, |all, one| Ok(all && one?));
         }
         group.entries.par_iter().map(intact).try_reduce(|| true, |a, b| Ok(a && b))
+    }
+}
+
+/// What is held in memory before it can be added to the overlay has bounds, whoever wrote the journal.
+fn at_most(entries: u64, most: u64, whose: &str) -> Result<()> {
+    if entries <= most {
+        return Ok(());
+    }
+    let what = format!("the journal has more than {most} entries of {whose}");
+    Err(Error::new(ErrorKind::CorruptHeader, what).hint("put the volume back from a backup"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+
+    use crate::backing::MemoryBacking;
+    use crate::crypto::Suite;
+    use crate::sealed::header::fields::HeaderPin;
+    use crate::sealed::journal::blocks::{ENTRIES, Stamp};
+    use crate::sealed::keys::schedule::{FreshSalt, KeySchedule, VolumeId};
+    use crate::sealed::layout::Parameters;
+    use crate::secret::{SecretBytes, VolumeKey};
+
+    /// A store with nothing but a journal, and who writes it.
+    struct Journal {
+        store: Arc<Store>,
+        layout: Layout,
+        keys: Keyring,
+        link: Link,
+        synced: u64,
+    }
+
+    impl Journal {
+        fn of(journal_blocks: u32) -> Self {
+            let parameters = Parameters { journal_blocks, ..Parameters::tiny(200) };
+            let store = Arc::new(MemoryBacking::new(parameters.store_size().unwrap()));
+            let (store, layout) = (Arc::new(Store::new(store)), Layout::new(parameters).unwrap());
+            let id = VolumeId { uuid: Uuid::from_bytes([1; 16]), suite: Suite::Aes256Gcm };
+            let key = VolumeKey::new(SecretBytes::copy_of(&[2; 32]).unwrap());
+            let schedule = KeySchedule::new(id, &key).unwrap();
+            let keys = Keyring::found(schedule, Arc::clone(&store), layout, 0, [3; 32]).unwrap();
+            let keys = keys.advance(FreshSalt::for_tests([4; 32])).unwrap();
+            Self { store, layout, keys, link: Link::default(), synced: 0 }
+        }
+
+        /// Writes a group of so many entries; one that is not `whole` lacks its end.
+        fn group(&mut self, entries: u64, whole: bool) -> &mut Self {
+            let entries = vec![Entry { lba: 7, target: Target::Run(1) }; index(entries)];
+            let blocks = entries.len().div_ceil(ENTRIES);
+            for (number, chunk) in entries.chunks(ENTRIES).enumerate() {
+                let commit = whole && number + 1 == blocks;
+                let (seq, previous) = (self.link.seq + 1, self.link.tag);
+                let stamp = Stamp { seq, previous, synced: self.synced, commit };
+                let mut block = [0; BLOCK];
+                let version = self.keys.version().unwrap();
+                let tag = blocks::seal(&self.keys, version, &stamp, chunk, &mut block).unwrap();
+                self.store.write(self.layout.journal_block(seq), &block).unwrap();
+                self.link = Link { seq, tag };
+            }
+            self
+        }
+
+        /// What recovery says: the last block that counts, or why none does.
+        fn recover(&self) -> Result<u64, String> {
+            let (epoch, salt) = self.keys.epoch();
+            let superblock = Superblock {
+                uuid: [1; 16],
+                generation: 2,
+                header: HeaderPin { sequence: 1, digest: [0; 32] },
+                parameters: *self.layout.parameters(),
+                map_root: BlkPtr::HOLE,
+                bitmap_root: BlkPtr::HOLE,
+                cut: Link::default(),
+                fence: Link::default(),
+                epoch,
+                salt,
+            };
+            match recover(&self.store, &self.layout, &self.keys, &superblock, None) {
+                Ok(recovered) => Ok(recovered.tail.seq),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::CorruptHeader);
+                    Err(error.to_string())
+                }
+            }
+        }
+    }
+
+    /// docs/sealed-format.md, "Recovery", step 4. Also of a group without an end, which would otherwise be
+    /// gathered for a whole ring and then dropped.
+    #[test]
+    fn a_group_beyond_the_formats_bound_is_refused() {
+        for (ring, most) in [(8, 400_u64), (1400, 65_536)] {
+            let last = most.div_ceil(ENTRIES as u64);
+            assert_eq!(Journal::of(ring).group(most, true).recover(), Ok(last));
+            assert_eq!(Journal::of(ring).group(most, false).recover(), Ok(0));
+            for whole in [true, false] {
+                let refused = Journal::of(ring).group(most + 1, whole).recover().unwrap_err();
+                assert!(refused.contains(&format!("more than {most} entries of one group")), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_groups_than_a_writer_leaves_unsynced_are_refused() {
+        let mut journal = Journal::of(4000);
+        for _ in 0..4 {
+            journal.group(LARGEST_GROUP, true);
+        }
+        let first_four = journal.link.seq;
+        let last = journal.group(LARGEST_GROUP - 1, true).link.seq;
+        assert_eq!(journal.recover(), Ok(last));
+        let refused = journal.group(1, true).recover().unwrap_err();
+        assert!(refused.contains("groups that nobody waited for"), "{refused}");
+
+        let mut journal = Journal::of(4000);
+        for _ in 0..4 {
+            journal.group(LARGEST_GROUP, true);
+        }
+        journal.synced = first_four;
+        let last = journal.group(LARGEST_GROUP, true).link.seq;
+        assert_eq!(journal.recover(), Ok(last), "a sync makes room for more");
     }
 }

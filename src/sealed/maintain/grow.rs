@@ -14,18 +14,21 @@ use crate::sealed::layout::{BLOCK, Layout, PageId, Parameters, Tree};
 use crate::sealed::pointer::BlkPtr;
 use crate::sealed::superblock::fields::Superblock;
 use crate::sealed::trees::pages::{binding, set_pointer};
+use crate::units::ByteCount;
 
 /// Grows a volume that is not mounted to `logical_blocks`; the new blocks read as zeroes. The caller has
-/// locked the store and extended it ([`Parameters::store_size`]). A crash leaves the old size or the new.
+/// locked the store; `extend` gives it at least the size that it is told, and is called only once the
+/// volume is mounted, so that one that is refused keeps its size. A crash leaves the old size or the new.
 ///
 /// # Errors
-/// Those of mounting; [`ErrorKind::InvalidInput`] for a smaller size, one beyond the format's limits, or a
-/// store that is too small.
+/// Those of mounting and of `extend`; [`ErrorKind::InvalidInput`] for a smaller size, one beyond the format's
+/// limits, or a store that is too small.
 pub fn grow(
     backing: &Arc<dyn Backing>,
     keys: KeySchedule,
     options: &MountOptions,
     logical_blocks: u64,
+    extend: impl FnOnce(ByteCount) -> Result<()>,
     entropy: &dyn Entropy,
 ) -> Result<()> {
     let core = mount(backing, keys, options, entropy)?;
@@ -34,6 +37,7 @@ pub fn grow(
         return Err(Error::new(ErrorKind::InvalidInput, "a sealed volume cannot shrink"));
     }
     let layout = Layout::new(parameters)?;
+    extend(layout.store_size())?;
     if core.store.len()? < layout.store_size() {
         let what =
             format!("the volume would need {} and the store has {}", layout.store_size(), core.store.len()?);

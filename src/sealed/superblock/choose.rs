@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::header::fields::HeaderPin;
 use crate::sealed::keys::schedule::{KeySchedule, SuperblockMac};
 use crate::sealed::layout::{BLOCK, Parameters, offset_of};
+use crate::units::ByteCount;
 
 use super::fields::{SLOTS, Superblock};
 
@@ -34,14 +35,15 @@ pub fn pinned(backing: &dyn Backing, keys: &KeySchedule) -> Result<(HeaderPin, P
 /// The volume's superblock.
 ///
 /// # Errors
-/// [`ErrorKind::CorruptHeader`] when no slot has an authentic one, or two differ that must be the same;
-/// [`ErrorKind::WrongDevice`] for another volume's; the store's own when neither slot of a pair tells
+/// [`ErrorKind::CorruptHeader`] when the store ends before its slots do, when no slot has an authentic one,
+/// or when two differ that must be the same; [`ErrorKind::WrongDevice`] for another volume's; the store's own when neither slot of a pair tells
 /// what it holds.
 pub(crate) fn superblock(
     backing: &dyn Backing,
     key: &MacKey<SuperblockMac>,
     uuid: Uuid,
 ) -> Result<Superblock> {
+    check_length(backing)?;
     let mut best: Option<Found> = None;
     for pair in SLOTS.chunks(2) {
         let (mut authentic, mut failure) = (false, None);
@@ -67,6 +69,19 @@ pub(crate) fn superblock(
         return Err(Error::new(ErrorKind::WrongDevice, "the superblock is another volume's"));
     }
     Ok(superblock)
+}
+
+/// That all slots are there: a store that was cut off there is damaged, and no request went astray. How
+/// much a longer one must have, its superblock says.
+fn check_length(backing: &dyn Backing) -> Result<()> {
+    let (len, needed) = (backing.len()?, ByteCount(offset_of(SLOTS[3] + 1).0));
+    if len < needed {
+        let what = format!("the store has {len}, and the superblocks of a sealed volume alone need {needed}");
+        return Err(
+            Error::new(ErrorKind::CorruptHeader, what).hint("restore the file's full size from a backup")
+        );
+    }
+    Ok(())
 }
 
 /// An authentic superblock, and its bytes.
@@ -97,4 +112,28 @@ fn read_slot(backing: &dyn Backing, key: &MacKey<SuperblockMac>, slot: u64) -> R
         return Ok(Some(Found { superblock, bytes }));
     }
     Err(Error::new(ErrorKind::CorruptHeader, format!("the superblock at block {slot} belongs elsewhere")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::MemoryBacking;
+    use crate::crypto::Suite;
+    use crate::sealed::VolumeId;
+    use crate::secret::{SecretBytes, VolumeKey};
+
+    #[test]
+    fn a_store_that_ends_before_its_superblocks_is_damaged() {
+        let id = VolumeId { uuid: Uuid::from_bytes([1; 16]), suite: Suite::Aes256Gcm };
+        let key = VolumeKey::new(SecretBytes::copy_of(&[2; 32]).unwrap());
+        let keys = KeySchedule::new(id, &key).unwrap();
+        let refused = |len| pinned(&MemoryBacking::new(ByteCount(len)), &keys).unwrap_err();
+        for len in [0, 4096, 65 * 4096 - 1] {
+            let error = refused(len);
+            assert_eq!(error.kind(), ErrorKind::CorruptHeader);
+            assert!(error.to_string().contains("alone need 260 KiB"), "{error}");
+            assert!(error.hint_text().is_some());
+        }
+        assert_eq!(refused(65 * 4096).to_string(), "no superblock is authentic");
+    }
 }
