@@ -5,15 +5,17 @@
 //! pointer is still the same has been tampered with. What opens is what was there when the reader looked
 //! (docs/sealed-format.md, "Reading").
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sealed::keys::epoch::Binding;
-use crate::sealed::layout::{BLOCK, FAN, span_shift};
+use crate::sealed::layout::{BLOCK, FAN, PageId, Tree, span_shift};
 use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
 use crate::sealed::trees::bits::index;
-use crate::sealed::trees::pages::{pointer_at, tampered};
+use crate::sealed::trees::pages::{Page, pointer_at, tampered};
 
 use super::core::Core;
 
@@ -113,27 +115,37 @@ impl Core {
 
     /// The same for blocks of one page.
     fn look_up_page(&self, root: BlkPtr, lba: u64, found: &mut [Option<BlkPtr>]) -> Result<()> {
-        let mut page = self.layout.top(crate::sealed::layout::Tree::Map);
-        let mut pointer = root;
-        while page.level > 0 && !pointer.is_hole() {
-            let content = self.pages.load(&self.store, &self.keys, page, &pointer)?;
-            let slot = (lba >> span_shift(page.level)) % FAN;
-            pointer = pointer_at(&content, slot)?;
-            page = page.child(slot);
-        }
-        if pointer.is_hole() {
+        let page = PageId { tree: Tree::Map, level: 0, index: lba / FAN };
+        let known = self.pages.under(&root, page);
+        let Some(content) = known.map_or_else(|| self.walk_to(root, page), |page| Ok(Some(page)))? else {
             found.iter_mut().for_each(|slot| {
                 slot.get_or_insert(BlkPtr::HOLE);
             });
             return Ok(());
-        }
-        let content = self.pages.load(&self.store, &self.keys, page, &pointer)?;
+        };
         for (slot, found) in (lba % FAN..).zip(found) {
             if found.is_none() {
                 *found = Some(pointer_at(&content, slot)?);
             }
         }
         Ok(())
+    }
+
+    /// Loads one of the map's lowest pages, and those above it; `None` when all of its blocks are holes.
+    fn walk_to(&self, root: BlkPtr, target: PageId) -> Result<Option<Arc<Page>>> {
+        let (mut page, mut pointer) = (self.layout.top(Tree::Map), root);
+        while page.level > 0 && !pointer.is_hole() {
+            let content = self.pages.load(&self.store, &self.keys, page, &pointer)?;
+            let slot = (target.index >> span_shift(page.level - 1)) % FAN;
+            pointer = pointer_at(&content, slot)?;
+            page = page.child(slot);
+        }
+        if pointer.is_hole() {
+            return Ok(None);
+        }
+        let content = self.pages.load(&self.store, &self.keys, target, &pointer)?;
+        self.pages.reached(&root, target, &pointer);
+        Ok(Some(content))
     }
 
     /// Reads located blocks, those that lie together at once, and opens them.

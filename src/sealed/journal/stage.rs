@@ -81,6 +81,11 @@ impl Stage {
         }
         for (start, part) in by_page(first, found) {
             let shard = read(self.shard(start));
+            if let [slot] = part {
+                // One search of the map; a range is two.
+                *slot = slot.or_else(|| shard.get(&start).copied());
+                continue;
+            }
             for (lba, pointer) in shard.range(start..start + part.len() as u64) {
                 let slot = &mut part[usize::try_from(lba - start).unwrap_or(0)];
                 slot.get_or_insert(*pointer);

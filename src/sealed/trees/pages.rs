@@ -26,9 +26,19 @@ pub(crate) struct Pages {
     keep: usize,
 }
 
+/// A page that was verified.
+struct Kept {
+    /// What pins it.
+    pointer: BlkPtr,
+    content: Arc<Page>,
+    /// The root from which it was last reached. A tree is never changed in place: under the same root it is
+    /// still the same page, and nobody need walk down to it again.
+    root: Option<BlkPtr>,
+}
+
 #[derive(Default)]
 struct Shard {
-    pages: HashMap<PageId, (BlkPtr, Arc<Page>)>,
+    pages: HashMap<PageId, Kept>,
     /// Lowest pages in the order in which they came, to be dropped in that order.
     lowest: VecDeque<PageId>,
 }
@@ -48,7 +58,24 @@ impl Pages {
     /// The page as `pointer` pins it, if it is here.
     pub(crate) fn get(&self, page: PageId, pointer: &BlkPtr) -> Option<Arc<Page>> {
         let shard = self.shard(page);
-        shard.pages.get(&page).filter(|(kept, _)| kept == pointer).map(|(_, content)| Arc::clone(content))
+        shard.pages.get(&page).filter(|kept| kept.pointer == *pointer).map(|kept| Arc::clone(&kept.content))
+    }
+
+    /// The page as the tree under `root` has it, if it is here and was reached from there before.
+    pub(crate) fn under(&self, root: &BlkPtr, page: PageId) -> Option<Arc<Page>> {
+        let shard = self.shard(page);
+        shard
+            .pages
+            .get(&page)
+            .filter(|kept| kept.root.as_ref() == Some(root))
+            .map(|kept| Arc::clone(&kept.content))
+    }
+
+    /// Notes that the page was reached from `root`, where `pointer` pins it.
+    pub(crate) fn reached(&self, root: &BlkPtr, page: PageId, pointer: &BlkPtr) {
+        if let Some(kept) = self.shard(page).pages.get_mut(&page).filter(|kept| kept.pointer == *pointer) {
+            kept.root = Some(*root);
+        }
     }
 
     /// Whether any version of the page is here.
@@ -59,7 +86,8 @@ impl Pages {
     /// Keeps a page in place of its other versions.
     pub(crate) fn put(&self, page: PageId, pointer: BlkPtr, content: Arc<Page>) {
         let mut shard = self.shard(page);
-        if shard.pages.insert(page, (pointer, content)).is_none() && page.level == 0 {
+        let kept = Kept { pointer, content, root: None };
+        if shard.pages.insert(page, kept).is_none() && page.level == 0 {
             shard.lowest.push_back(page);
             if shard.lowest.len() > self.keep
                 && let Some(oldest) = shard.lowest.pop_front()
