@@ -5,7 +5,7 @@
 # Usage: tools/races.sh [--races N] [--from SEED]
 #
 # The same seed is the same race, as long as neither the tests nor the engine change. Without arguments,
-# 100,000 races from seed 0 on; the tests run the first 10,000 of them.
+# 100,000 races from seed 0 on; the tests run the first 5,000 of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
