@@ -46,6 +46,7 @@ for target in "${targets[@]}"; do longest "$target" >/dev/null; done
 
 # cargo-fuzz and the sanitizer are made for nightly; the stable compiler does the same when it is told to.
 export RUSTC_BOOTSTRAP=1
+export LSAN_OPTIONS=suppressions=$PWD/fuzz/leaks.supp:print_suppressions=0
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 for target in "${targets[@]}"; do cargo fuzz build "$target"; done
 
