@@ -16,6 +16,7 @@ mod race;
 #[cfg(feature = "schedules")]
 mod races;
 mod random;
+mod seeds;
 mod simulate;
 #[cfg(feature = "schedules")]
 mod tasks;

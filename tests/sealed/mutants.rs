@@ -4,30 +4,10 @@ use hostveil::sealed::mutants::{Mutant, activate, nonces_seen, watch_nonces};
 
 use crate::history::History;
 use crate::machine::{breaks, run};
-
-/// Histories until the fault is found; fails if it is not among the first `most`.
-fn found_within(mutant: Mutant, most: u64) {
-    std::panic::set_hook(Box::new(|_| {}));
-    activate(Some(mutant));
-    let found = (0..most).find_map(|seed| breaks(&History::new(seed)).map(|what| (seed, what)));
-    activate(None);
-    let _ = std::panic::take_hook();
-    match found {
-        Some((seed, what)) => println!("{mutant:?}: history {seed}, {what}"),
-        None => panic!("{mutant:?} was not found in {most} histories"),
-    }
-}
-
-macro_rules! found {
-    ($($name:ident: $mutant:ident, $most:expr;)*) => {
-        $(#[test]
-        fn $name() {
-            found_within(Mutant::$mutant, $most);
-        })*
-    };
-}
+use crate::seeds::found;
 
 found! {
+    |seed| breaks(&History::new(seed));
     pages_in_place: InPlacePages, 3000;
     blocks_freed_at_once: FreeAtOnce, 3000;
     flushes_acknowledged_without_sync: AcknowledgeWithoutSync, 3000;

@@ -1,37 +1,14 @@
 //! Many races, each from its seed. CI runs a part of what `tools/races.sh` runs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::race::{Race, run};
-
-/// Runs the races `first..first + count` on all cores; panics with the first that breaks a rule.
-fn race(first: u64, count: u64) {
-    let next = AtomicU64::new(first);
-    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + count {
-                        break;
-                    }
-                    let race = Race::new(seed);
-                    if let Err(what) = run(&race) {
-                        next.store(first + count, Ordering::Relaxed);
-                        panic!("seed {seed}: {what}\n{race:#?}");
-                    }
-                }
-            });
-        }
-    });
-    println!("{count} races from {first} on: nothing found");
-}
+use crate::seeds::{asked_for, run_all};
 
 #[test]
 fn no_race_breaks_a_volume() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    race(number("RACES_FROM").unwrap_or(0), number("RACES").unwrap_or(5000));
+    let (first, count) = (asked_for("RACES_FROM", 0), asked_for("RACES", 5000));
+    let report = |seed, what: &str| panic!("seed {seed}: {what}\n{:#?}", Race::new(seed));
+    run_all(first, count, |seed| run(&Race::new(seed)).map(|_| ()), report);
+    println!("{count} races from {first} on: nothing found");
 }
 
 /// A seed says all about a race: it can be run again, and is the same.
@@ -49,33 +26,11 @@ fn a_seed_is_one_race() {
 /// Every fault of `sealed::mutants` that is one of several threads is found.
 #[cfg(feature = "mutants")]
 mod mutants {
-    use hostveil::sealed::mutants::{Mutant, activate};
-
     use crate::race::{Race, breaks};
-
-    /// Races until the fault is found; fails if it is not among the first `most`.
-    fn found_within(mutant: Mutant, most: u64) {
-        std::panic::set_hook(Box::new(|_| {}));
-        activate(Some(mutant));
-        let found = (0..most).find_map(|seed| breaks(&Race::new(seed)).map(|what| (seed, what)));
-        activate(None);
-        let _ = std::panic::take_hook();
-        match found {
-            Some((seed, what)) => println!("{mutant:?}: race {seed}, {what}"),
-            None => panic!("{mutant:?} was not found in {most} races"),
-        }
-    }
-
-    macro_rules! found {
-        ($($name:ident: $mutant:ident, $most:expr;)*) => {
-            $(#[test]
-            fn $name() {
-                found_within(Mutant::$mutant, $most);
-            })*
-        };
-    }
+    use crate::seeds::found;
 
     found! {
+        |seed| breaks(&Race::new(seed));
         roots_taken_before_the_overlay: RootBeforeOverlay, 5000;
         groups_that_are_nowhere_for_an_instant: GroupInTwoSteps, 1000;
         groups_that_are_not_active_yet: WritingBeforeActive, 1000;

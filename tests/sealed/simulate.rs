@@ -4,32 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::history::History;
 use crate::machine::{breaks, run};
-
-/// Runs the histories `first..first + count` on all cores; panics with the first that breaks, made short.
-fn simulate(first: u64, count: u64) {
-    let (next, crashes) = (AtomicU64::new(first), AtomicU64::new(0));
-    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + count {
-                        break;
-                    }
-                    match run(&History::new(seed)) {
-                        Ok(summary) => _ = crashes.fetch_add(summary.crashes, Ordering::Relaxed),
-                        Err(what) => {
-                            next.store(first + count, Ordering::Relaxed);
-                            report(seed, &what);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    println!("{count} histories from {first} on, {} crashes: nothing found", crashes.into_inner());
-}
+use crate::seeds::{asked_for, run_all};
 
 /// Fails with the shortest history that breaks like that of `seed`.
 fn report(seed: u64, what: &str) -> ! {
@@ -38,14 +13,15 @@ fn report(seed: u64, what: &str) -> ! {
     panic!("seed {seed}: {what}\nshortened, it is: {now}\n{history:#?}");
 }
 
-/// How many histories to run, and from which seed on.
-fn asked_for() -> (u64, u64) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    (number("SIMULATE_FROM").unwrap_or(0), number("SIMULATE_HISTORIES").unwrap_or(20_000))
-}
-
 #[test]
 fn no_history_breaks_a_volume() {
-    let (first, count) = asked_for();
-    simulate(first, count);
+    let (first, count) = (asked_for("SIMULATE_FROM", 0), asked_for("SIMULATE_HISTORIES", 20_000));
+    let crashes = AtomicU64::new(0);
+    let simulate = |seed| {
+        let summary = run(&History::new(seed))?;
+        crashes.fetch_add(summary.crashes, Ordering::Relaxed);
+        Ok(())
+    };
+    run_all(first, count, simulate, |seed, what| report(seed, what));
+    println!("{count} histories from {first} on, {} crashes: nothing found", crashes.into_inner());
 }
