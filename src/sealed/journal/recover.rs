@@ -208,7 +208,7 @@ impl Walk<'_> {
                 Target::Block(pointer) => self.batch.push((entry.lba, pointer)),
                 Target::Run(_) => {
                     self.insert_batch();
-                    self.overlay.insert_run(entry.lba..end, |_| {});
+                    self.overlay.insert_run_alone(entry.lba..end, |_| {});
                 }
             }
         }

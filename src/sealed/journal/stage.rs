@@ -124,19 +124,39 @@ impl Stage {
         }
     }
 
-    /// Notes that the blocks of `run` read as zeroes.
-    pub(crate) fn insert_run(&self, run: Range<u64>, mut replaced: impl FnMut(u64)) {
+    /// Notes that the blocks of `run` read as zeroes, while others add blocks. What it remembers meanwhile is as
+    /// much as the stage has of them: it is for groups.
+    pub(crate) fn insert_run(&self, run: Range<u64>, replaced: impl FnMut(u64)) {
         // Only these go: a block that comes meanwhile may have been read over the run, and stays.
-        let before = self.blocks_of(&run);
-        {
-            let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
-            let before = runs.len() as u64;
-            merge_run(&mut runs, run.clone());
-            let after = runs.len() as u64;
-            self.run_count.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
+        let before: Vec<_> = self.blocks_of(&run).collect();
+        self.add_run(run.clone());
+        match active(Mutant::TrimsTakeAll) {
+            true => self.take_out(self.blocks_of(&run), replaced),
+            false => self.take_out(before, replaced),
         }
-        let before = if active(Mutant::TrimsTakeAll) { self.blocks_of(&run) } else { before };
-        for (shard, inside) in before {
+    }
+
+    /// The same while nobody else adds anything: one shard after the other, however much there is.
+    pub(crate) fn insert_run_alone(&self, run: Range<u64>, replaced: impl FnMut(u64)) {
+        self.add_run(run.clone());
+        self.take_out(self.blocks_of(&run), replaced);
+    }
+
+    fn add_run(&self, run: Range<u64>) {
+        let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let before = runs.len() as u64;
+        merge_run(&mut runs, run);
+        let after = runs.len() as u64;
+        self.run_count.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
+    }
+
+    /// Removes blocks that are still what they were.
+    fn take_out<'a>(
+        &self,
+        blocks: impl IntoIterator<Item = (&'a Shard, Vec<(u64, BlkPtr)>)>,
+        mut replaced: impl FnMut(u64),
+    ) {
+        for (shard, inside) in blocks {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             let mut gone = 0;
             for (lba, pointer) in inside {
@@ -150,21 +170,19 @@ impl Stage {
         }
     }
 
-    /// The blocks of `run`, by shards.
-    fn blocks_of(&self, run: &Range<u64>) -> Vec<(&Shard, Vec<(u64, BlkPtr)>)> {
-        if self.blocks.load(Ordering::Acquire) == 0 {
-            return Vec::new();
-        }
-        let inside =
-            |shard: &Shard| read(shard).range(run.clone()).map(|(lba, pointer)| (*lba, *pointer)).collect();
-        self.shards_of(run)
-            .map(|shard| (shard, inside(shard)))
-            .filter(|(_, inside): &(_, Vec<_>)| !inside.is_empty())
-            .collect()
+    /// The blocks of `run`, by shards, each of which is looked at when its turn comes.
+    fn blocks_of(&self, run: &Range<u64>) -> impl Iterator<Item = (&Shard, Vec<(u64, BlkPtr)>)> {
+        let run = run.clone();
+        let any = self.blocks.load(Ordering::Acquire) > 0;
+        let shards = any.then(|| self.shards_of(&run));
+        shards.into_iter().flatten().filter_map(move |shard| {
+            let inside: Vec<_> = read(shard).range(run.clone()).map(|(lba, at)| (*lba, *at)).collect();
+            (!inside.is_empty()).then_some((shard, inside))
+        })
     }
 
     /// The shards that can hold blocks of `run`, each once.
-    fn shards_of(&self, run: &Range<u64>) -> impl Iterator<Item = &Shard> {
+    fn shards_of(&self, run: &Range<u64>) -> impl Iterator<Item = &Shard> + use<'_> {
         let pages = run.start / FAN..=run.end.saturating_sub(1) / FAN;
         let count = (pages.end() - pages.start() + 1).min(SHARDS);
         (*pages.start()..*pages.start() + count).map(|page| self.shard(page * FAN))
@@ -174,7 +192,7 @@ impl Stage {
     pub(crate) fn absorb(&self, later: &Self) {
         let mut dead = Vec::new();
         for (start, end) in later.runs() {
-            self.insert_run(start..end, |pba| dead.push(pba));
+            self.insert_run_alone(start..end, |pba| dead.push(pba));
         }
         later.for_each_block(|lba, pointer| self.insert_blocks(lba, &[pointer], |pba| dead.push(pba)));
         self.bury(&dead);

@@ -36,8 +36,8 @@ pub fn pinned(backing: &dyn Backing, keys: &KeySchedule) -> Result<(HeaderPin, P
 ///
 /// # Errors
 /// [`ErrorKind::CorruptHeader`] when the store ends before its slots do, when no slot has an authentic one,
-/// or when two differ that must be the same; [`ErrorKind::WrongDevice`] for another volume's; the store's own when neither slot of a pair tells
-/// what it holds.
+/// or when two differ that must be the same; [`ErrorKind::WrongDevice`] for another volume's; the store's own
+/// when neither slot of a pair tells what it holds.
 pub(crate) fn superblock(
     backing: &dyn Backing,
     key: &MacKey<SuperblockMac>,
