@@ -1,6 +1,10 @@
 //! A block device as the store: a loop device, which is one in all that matters.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::form::Form;
@@ -190,17 +194,55 @@ fn a_device_with_something_on_it_is_not_formatted_by_accident() {
     assert_ne!(peer("cryptsetup").arg("luksUUID").arg(&volume.disk).run(), before);
 }
 
+/// The devices that hold a file, as `losetup` lists them.
+fn attached(file: &Path) -> String {
+    as_root("losetup").arg("-j").arg(file).run()
+}
+
 /// What the tests here leave behind when they fail: nothing.
 #[test]
 fn a_device_goes_away_with_a_test_that_fails() {
     let place = Scratch::new();
     let file = place.noise("device", MIB);
-    let attached = |file: &std::path::Path| as_root("losetup").arg("-j").arg(file).run();
     let failed = std::panic::catch_unwind(|| {
         let device = LoopDevice::attach(&file, 512);
         assert_eq!(attached(&file), "", "{} fails on purpose", device.path().display());
     });
     let message = failed.unwrap_err().downcast::<String>().unwrap();
     assert!(message.contains("/dev/loop"), "it was attached: {message}");
-    assert_eq!(attached(&file), "");
+    until_detached(&file);
+}
+
+/// Nor when they are killed. This test is two processes: the second has a device, until the first kills it.
+#[test]
+fn a_device_goes_away_with_a_test_that_is_killed() {
+    const FILE: &str = "HOSTVEIL_TEST_DEVICE";
+    if let Some(file) = std::env::var_os(FILE).map(PathBuf::from) {
+        let device = LoopDevice::attach(&file, 512);
+        println!("\nattached: {}", device.path().display());
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        return;
+    }
+    let place = Scratch::new();
+    let file = place.noise("device", MIB);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "--nocapture", "loop_device::a_device_goes_away_with_a_test_that_is_killed"]);
+    let mut child = command.env(FILE, &file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<_> = lines.take_while(|line| !line.starts_with("attached: ")).collect();
+    let before = attached(&file);
+    // Its input ends with it: a second process that is not killed would end well.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(before.starts_with("/dev/loop"), "it was not attached: {before:?}, {said:?}");
+    until_detached(&file);
+}
+
+/// Waits until no device holds a file: somebody else may have looked at one, and closes it last.
+fn until_detached(file: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while attached(file) != "" {
+        assert!(Instant::now() < deadline, "still attached: {}", attached(file));
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

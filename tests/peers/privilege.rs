@@ -1,6 +1,7 @@
 //! What needs root, by root or by sudo: mounts and loop devices that go away with their test. And
 //! the opposite: running a server as somebody who may do nothing.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,8 +45,12 @@ pub(crate) fn open_to_everybody(place: &Path) -> PathBuf {
     program
 }
 
-/// A loop device; it is detached when dropped.
-pub(crate) struct LoopDevice(PathBuf);
+/// A loop device; it is detached when dropped, and by the kernel when the test is killed.
+pub(crate) struct LoopDevice {
+    path: PathBuf,
+    /// The device is to be detached already, and stays for as long as somebody has it open.
+    _open: File,
+}
 
 impl LoopDevice {
     /// Attaches a file, as a device with the given logical sector size.
@@ -59,26 +64,30 @@ impl LoopDevice {
         let sector_size = sector_size.to_string();
         let mut command = as_root("losetup");
         command.args(["--find", "--show", "--sector-size", &sector_size]).arg(file);
-        let device = Self(command.run().trim().into());
-        let owner = rustix::process::getuid().as_raw().to_string();
-        as_root("chown").arg(owner).arg(&device.0).run();
-        device
+        let path = PathBuf::from(command.run().trim());
+        let open = open_as_owner(&path);
+        // What is open is detached when the last user closes it: then nothing is left to be done, and a
+        // device of the same number is another test's.
+        as_root("losetup").arg("-d").arg(&path).run();
+        let open = open.unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
+        Self { path, _open: open }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Has the device notice that its file has another size.
     pub(crate) fn take_size_of_file(&self) {
-        as_root("losetup").arg("-c").arg(&self.0).run();
+        as_root("losetup").arg("-c").arg(&self.path).run();
     }
 }
 
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = as_root("losetup").arg("-d").arg(&self.0).status();
-    }
+/// Makes a device ours, and opens it.
+fn open_as_owner(device: &Path) -> std::io::Result<File> {
+    let owner = rustix::process::getuid().as_raw().to_string();
+    as_root("chown").arg(owner).arg(device).status()?;
+    File::open(device)
 }
 
 /// A small file system in memory; it is unmounted when dropped.
