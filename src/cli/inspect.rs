@@ -1,4 +1,4 @@
-//! `hostveil inspect`: what a header says, without any key.
+//! `hostveil inspect`: what a header says, without any key, and whether the store is as large as that.
 
 use std::fmt::{Display, Write};
 use std::path::Path;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::luks;
 use crate::units::ByteCount;
-use crate::volume::{self, Description, SealedDescription};
+use crate::volume::{self, Description, SealedDescription, StoreDescription, VolumeDescription};
 
 use super::place::{LimitArgs, PlaceArgs};
 use super::prompt::KeyArgs;
@@ -16,7 +16,7 @@ use super::prompt::KeyArgs;
 #[derive(clap::Args)]
 #[command(
     after_help = "Nothing that is shown is authenticated, but for what --unlock adds: whoever can write to the disk \
-                  can change it."
+                  can change it. A store that is smaller than the volume in it says is shown, and ends with exit code 4."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -39,22 +39,26 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let mut description = volume::describe(&args.place.place())?;
-    if args.unlock {
+    // Nobody is asked for the key of what cannot be opened.
+    let whole = description.store.check();
+    if args.unlock && whole.is_ok() {
         let passphrase = args.key.existing(&args.place.name())?;
         let usage = volume::usage(&args.place.place(), &args.limits.limits(), &passphrase)?;
-        if let Description::Sealed(volume) = &mut description {
+        if let VolumeDescription::Sealed(volume) = &mut description.volume {
             volume.usage = Some(usage);
         }
     }
-    let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&description)?)
-    } else {
-        match &description {
-            Description::Luks(header) => luks_table(&args.place.disk, header),
-            Description::Sealed(volume) => sealed_table(&args.place.disk, volume),
-        }
-    };
-    Ok(super::print(&text)?)
+    super::print(&text(args, &description)?)?;
+    Ok(whole?)
+}
+
+fn text(args: &Args, description: &Description) -> Result<String> {
+    let Description { volume, store } = description;
+    Ok(match volume {
+        _ if args.json => format!("{}\n", serde_json::to_string_pretty(description)?),
+        VolumeDescription::Luks(header) => luks_table(&args.place.disk, header, store),
+        VolumeDescription::Sealed(volume) => sealed_table(&args.place.disk, volume, store),
+    })
 }
 
 /// Facts for people, one a line.
@@ -66,7 +70,18 @@ impl Table {
     }
 }
 
-fn sealed_table(disk: &Path, volume: &SealedDescription) -> String {
+/// The store's size, and what is known of the size that it should have.
+fn store_text(store: &StoreDescription) -> String {
+    let size = ByteCount(store.size);
+    match (store.cut_off, store.needed.map(ByteCount)) {
+        (Some(true), Some(needed)) => format!("{size}, CUT OFF: the volume needs {needed} or more"),
+        (Some(false), Some(needed)) => format!("{size}, the volume needs {needed}"),
+        (None, Some(_)) => format!("{size}, not checked: the data reaches to its end, wherever that is"),
+        _ => format!("{size}, not checked: nothing says what the volume needs"),
+    }
+}
+
+fn sealed_table(disk: &Path, volume: &SealedDescription, store: &StoreDescription) -> String {
     let SealedDescription { header, superblock, usage, .. } = volume;
     let mut table = Table(String::new());
     table.line("disk", disk.display());
@@ -75,15 +90,14 @@ fn sealed_table(disk: &Path, volume: &SealedDescription) -> String {
     table.line("suite", &header.suite);
     match superblock {
         Some(superblock) => {
-            let size = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |n| ByteCount(n).to_string());
             table.line("size", ByteCount(superblock.size));
-            table.line("store", format!("needs {}", size(superblock.store_size)));
             table.line("journal", format!("room for {}", ByteCount(superblock.journal_size)));
             table.line("generation", superblock.generation);
             table.line("epochs", format!("{} of {} used", superblock.epoch, superblock.epochs));
         }
         None => table.line("superblock", "none can be read"),
     }
+    table.line("store", store_text(store));
     if let Some(usage) = usage {
         table.line("used", format!("{} of {}", ByteCount(usage.used), ByteCount(usage.room)));
         table.line("to replay", format!("{} journal blocks", usage.journal_to_replay));
@@ -97,7 +111,7 @@ fn sealed_table(disk: &Path, volume: &SealedDescription) -> String {
     table.0
 }
 
-fn luks_table(disk: &Path, header: &luks::Description) -> String {
+fn luks_table(disk: &Path, header: &luks::Description, store: &StoreDescription) -> String {
     let mut table = Table(String::new());
     let mut line = |name: &str, value: String| table.line(name, value);
     let unknown = || "unknown".to_owned();
@@ -114,6 +128,7 @@ fn luks_table(disk: &Path, header: &luks::Description) -> String {
     let offset = |at: u64| format!("byte {at} ({})", ByteCount(at));
     line("data begins at", header.data_offset.map_or_else(unknown, offset));
     line("data size", bytes(header.data_size).unwrap_or_else(|| "to the end of the disk".to_owned()));
+    line("store", store_text(store));
     line("digest", header.digest.clone().unwrap_or_else(unknown));
     for slot in &header.keyslots {
         line(&format!("key slot {}", slot.number), format!("{}, priority {}", slot.kdf, slot.priority));

@@ -49,4 +49,4 @@ pub use maintain::amend::{accept_state, found_state, pin_header};
 pub use maintain::check::{Checked, check};
 pub use maintain::format::format_volume;
 pub use maintain::grow::grow;
-pub use superblock::choose::{pinned, pinned_header};
+pub use superblock::choose::{least_store, pinned, pinned_header};

@@ -14,14 +14,25 @@ use crate::secret::Passphrase;
 
 use super::open::detect;
 use super::open_sealed::unlock;
+use super::store_size::StoreDescription;
 use super::{Place, VolumeType};
 
 const BLOCK: u64 = 4096;
 
 /// A volume in plain terms.
 #[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// What its header says.
+    #[serde(flatten)]
+    pub volume: VolumeDescription,
+    /// How large its store is, beside that.
+    pub store: StoreDescription,
+}
+
+/// What a volume's header says, by the volume's type.
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub enum Description {
+pub enum VolumeDescription {
     /// A LUKS volume.
     Luks(Box<luks::Description>),
     /// A sealed volume.
@@ -82,19 +93,30 @@ pub fn usage(place: &Place, limits: &CostLimits, passphrase: &Passphrase) -> Res
     })
 }
 
-/// What the header of a volume says. Nothing of it is authenticated.
+/// What the header of a volume says, and whether its store is as large as that. Nothing of it is
+/// authenticated.
 ///
 /// # Errors
-/// Those of reading; [`crate::error::ErrorKind::WrongDevice`] where there is no volume.
+/// Those of reading; [`crate::error::ErrorKind::WrongDevice`] where there is no volume. A store that was
+/// cut off is none: [`StoreDescription::check`] tells it.
 pub fn describe(place: &Place) -> Result<Description> {
-    let store = FileBacking::open_unlocked(place.header.as_ref().unwrap_or(&place.disk))?;
-    match detect(place, &store)? {
-        VolumeType::Luks => Ok(Description::Luks(Box::new(luks::describe(&luks::Header::read(&store)?)))),
+    let header = FileBacking::open_unlocked(place.header.as_ref().unwrap_or(&place.disk))?;
+    let size = match place.header {
+        Some(_) => FileBacking::open_unlocked(&place.disk)?.len()?,
+        None => header.len()?,
+    };
+    match detect(place, &header)? {
+        VolumeType::Luks => {
+            let luks = luks::describe(&luks::Header::read(&header)?);
+            let store = StoreDescription::of_luks(size, &luks);
+            Ok(Description { volume: VolumeDescription::Luks(Box::new(luks)), store })
+        }
         VolumeType::Sealed => {
-            let header = RawHeader::read(&store).check(&CostLimits::of_this_machine())?.describe();
-            let superblock = sealed::describe_superblock(&store);
-            let description = SealedDescription { kind: VolumeType::Sealed, header, superblock, usage: None };
-            Ok(Description::Sealed(Box::new(description)))
+            let superblock = sealed::describe_superblock(&header);
+            let store = StoreDescription::of_sealed(size, superblock.as_ref());
+            let header = RawHeader::read(&header).check(&CostLimits::of_this_machine())?.describe();
+            let sealed = SealedDescription { kind: VolumeType::Sealed, header, superblock, usage: None };
+            Ok(Description { volume: VolumeDescription::Sealed(Box::new(sealed)), store })
         }
     }
 }

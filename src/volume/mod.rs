@@ -12,6 +12,7 @@ mod open;
 mod open_sealed;
 mod restore_sealed;
 mod spot;
+mod store_size;
 mod upkeep;
 
 use std::fmt;
@@ -22,11 +23,12 @@ use serde::{Deserialize, Serialize};
 pub use crate::luks::DiscardPolicy;
 pub use create::{CreateOptions, Format, Made, Target, create};
 pub use create_sealed::SealedFormat;
-pub use describe::{Description, SealedDescription, SealedUsage, describe, usage};
+pub use describe::{Description, SealedDescription, SealedUsage, VolumeDescription, describe, usage};
 pub use maintain::{LocatedMaintenance, Maintenance, States};
 pub use manage::{Managed, Slots, Unlocked, restore};
 pub use open::{Located, OpenOptions, Volume};
 pub use restore_sealed::Restoration;
+pub use store_size::StoreDescription;
 
 /// The formats of volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ mod demo;
 mod harness;
 mod headers;
 mod inspect;
+mod inspect_truncated;
 mod interrupt;
 mod key_files;
 mod keys;

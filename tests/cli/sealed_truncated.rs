@@ -4,10 +4,9 @@ use std::fs::File;
 
 use crate::harness::Place;
 
-const COMMANDS: [&str; 5] = [
+const COMMANDS: [&str; 4] = [
     "check --key-file vm.key disk.img",
     "serve --key-file vm.key --socket s disk.img",
-    "inspect --unlock --key-file vm.key disk.img",
     "key test --key-file vm.key disk.img",
     "grow --size 2M --key-file vm.key disk.img",
 ];

@@ -71,10 +71,15 @@ pub(crate) fn superblock(
     Ok(superblock)
 }
 
+/// The size that every volume's store has at least: up to the end of the superblocks.
+pub fn least_store() -> ByteCount {
+    ByteCount(offset_of(SLOTS[3] + 1).0)
+}
+
 /// That all slots are there: a store that was cut off there is damaged, and no request went astray. How
 /// much a longer one must have, its superblock says.
 fn check_length(backing: &dyn Backing) -> Result<()> {
-    let (len, needed) = (backing.len()?, ByteCount(offset_of(SLOTS[3] + 1).0));
+    let (len, needed) = (backing.len()?, least_store());
     if len < needed {
         let what = format!("the store has {len}, and the superblocks of a sealed volume alone need {needed}");
         return Err(
