@@ -1,9 +1,9 @@
 //! `hostveil-bench peers`: the same NBD clients against several servers, ours and others'.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hostveil::error::{Error, ErrorKind, Result};
@@ -17,14 +17,19 @@ use crate::place::Place;
 use crate::progress::Progress;
 use crate::server::{self, Server, programs_of};
 use crate::timing::Timing;
-use crate::workload::{Sample, WORKLOADS, Workload};
+use crate::workload::{AGEING_PROGRAM, Effect, Sample, WORKLOADS, Workload, age, schedule};
 use crate::{interrupt, programs};
 
 const HELP: &str = "\
 Each server gets a disk of its own, wholly written beforehand. In each round every workload runs on every
 server, in an order that moves from round to round, so that a slow moment of the machine hits all alike.
+All rounds of what reads come first, then those of what writes in order, and random writes last: they scatter
+what a copy-on-write volume holds, and whatever came after them would measure that.
 Reported are the median and the range over the rounds; the ratio to a chosen server, formed within each
 round; and how many seconds of processor time the server itself spent on a GiB.
+
+With --aged each disk is overwritten by fio beforehand, every block of 4 KiB once, in a random order, and again
+wherever a workload has written in order since: each finds a disk that was written at random.
 
 Servers: plain, hostveil-luks, hostveil-luks-512, hostveil-sealed, hostveil-sealed-aegis, qemu-raw,
 qemu-luks, nbdkit-file, nbdkit-memory, nbdkit-luks. Clients: nbdcopy, fio, qemu-img. What is missing is left out, and named with its package.
@@ -32,7 +37,8 @@ qemu-luks, nbdkit-file, nbdkit-memory, nbdkit-luks. Clients: nbdcopy, fio, qemu-
 Examples:
   hostveil-bench peers
   hostveil-bench peers --servers hostveil-luks,qemu-luks --work randread --rounds 5
-  hostveil-bench peers --base nbdkit-file --size 1GiB --json > peers.json";
+  hostveil-bench peers --base nbdkit-file --size 1GiB --json > peers.json
+  hostveil-bench peers --aged --servers hostveil-luks,hostveil-sealed --base hostveil-luks --work 'fio read'";
 
 /// Without --servers.
 const DEFAULT: [&str; 9] = [
@@ -61,6 +67,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SERVER", default_value = "qemu-luks")]
     pub(crate) base: String,
 
+    /// Overwrite the disks at random before anything is measured on them, as long use does; needs fio
+    #[arg(long)]
+    pub(crate) aged: bool,
+
     #[command(flatten)]
     pub(crate) timing: Timing,
 
@@ -76,14 +86,26 @@ const P99: Column = Column { name: "99% of requests within", unit: "µs", better
 
 /// What it takes to start and end a client, about.
 const START: Duration = Duration::from_millis(800);
+/// Bytes a second at which a disk is aged, about.
+const AGEING_RATE: u64 = 100 << 20;
 
 impl Args {
     /// How long it will take, about.
     pub(crate) fn expected(&self) -> Duration {
-        let works = WORKLOADS.iter().filter(|work| work.name.contains(&self.work)).count();
+        let works = || WORKLOADS.iter().filter(|work| work.name.contains(&self.work));
         let servers = self.servers.servers.as_ref().map_or(DEFAULT.len(), Vec::len);
-        (self.timing.seconds + START)
-            * u32::try_from(works * servers * usize::from(self.timing.rounds)).unwrap_or(u32::MAX)
+        let times = |count: usize| u32::try_from(count * servers).unwrap_or(u32::MAX);
+        let rounds = usize::from(self.timing.rounds);
+        let measuring = (self.timing.seconds + START) * times(works().count() * rounds);
+        // Once at first, and once after each run that writes in order, but for the very last.
+        let in_order = works().filter(|work| work.effect() == Effect::InOrder).count() * rounds;
+        let agings = if self.aged { times(in_order.max(1)) } else { 0 };
+        measuring + self.ageing() * agings
+    }
+
+    /// How long it takes to age a disk, about.
+    fn ageing(&self) -> Duration {
+        Duration::from_secs(self.servers.size.0 / AGEING_RATE) + START
     }
 
     /// The workloads whose clients there are, and what is left out.
@@ -95,6 +117,9 @@ impl Args {
             let hint = format!("there are: {}", names.join("; "));
             return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
         }
+        if self.aged && programs::find(AGEING_PROGRAM).is_none() {
+            return Err(Error::new(ErrorKind::NotFound, programs::missing(AGEING_PROGRAM)));
+        }
         let (there, missing): (Vec<_>, Vec<_>) =
             named.into_iter().partition(|work| programs::find(work.program()).is_some());
         let mut left_out: Vec<_> = missing.iter().map(|work| programs::missing(work.program())).collect();
@@ -104,6 +129,25 @@ impl Args {
             false => Ok((there, left_out)),
         }
     }
+
+    /// In what state the disks are, as far as it is one for all that is measured on them.
+    fn disks(&self) -> String {
+        let state = if self.aged { "aged by random writes" } else { "written in order" };
+        format!("disks of {}, {state}", self.servers.size)
+    }
+
+    /// The command that does the same again on these servers.
+    fn command(&self, servers: &[&str]) -> String {
+        format!(
+            "hostveil-bench peers {} --base {} --rounds {} --seconds {}{}{}",
+            self.servers.options(servers),
+            self.base,
+            self.timing.rounds,
+            self.timing.seconds.as_secs_f64(),
+            if self.aged { " --aged" } else { "" },
+            if self.work.is_empty() { String::new() } else { format!(" --work '{}'", self.work) }
+        )
+    }
 }
 
 /// One workload on one server, in one round.
@@ -111,6 +155,8 @@ impl Args {
 struct Measured {
     sample: Sample,
     cpu: Duration,
+    /// How many runs of anything came before it.
+    before: usize,
 }
 
 /// By workload, server and round.
@@ -122,67 +168,99 @@ pub(crate) fn measure(args: &Args, progress: &Progress) -> Result<Outcome> {
     left_out.extend(missing);
     let hostveil = programs::hostveil(args.servers.hostveil.as_deref())?;
     let place = args.servers.place(kinds.len() + 1)?;
-    let source = source(&place, args.servers.size)?;
-    let (mut servers, mut problems) = (Vec::new(), Vec::new());
+    let mut bench = Bench::new(args, &place, progress)?;
     for kind in &kinds {
         progress.begin(format!("peers: filling the disk of {}", kind.name))?;
         match Server::start(kind, &hostveil, args.servers.size, &place) {
-            Ok(server) => servers.push(server),
-            Err(error) => problems.push(problem(kind.name, error)?),
+            Ok(server) => bench.servers.push(server),
+            Err(error) => bench.problems.push(problem(kind.name, error)?),
         }
     }
-    let mut results = Results::new();
-    for round in 0..args.timing.rounds {
-        for work in &workloads {
-            run_everywhere(args, work, round, &servers, &source, progress, (&mut results, &mut problems))?;
-        }
+    for (work, round) in schedule(&workloads, args.timing.rounds) {
+        bench.run_everywhere(work, round)?;
     }
+    let Bench { servers, results, problems, .. } = bench;
     let names: Vec<_> = servers.iter().map(|server| server.name.as_str()).collect();
-    let figures = workloads.iter().flat_map(|work| figures(args, work, &names, &results)).collect();
     let all: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
-    let command = format!(
-        "hostveil-bench peers {} --base {} --rounds {} --seconds {}{}",
-        args.servers.options(&all),
-        args.base,
-        args.timing.rounds,
-        args.timing.seconds.as_secs_f64(),
-        if args.work.is_empty() { String::new() } else { format!(" --work '{}'", args.work) }
-    );
     Ok(Outcome {
-        notes: vec![format!("disks of {}, {} rounds", args.servers.size, args.timing.rounds)],
+        notes: vec![format!("{}, {} rounds", args.disks(), args.timing.rounds)],
         programs: [programs_of(&kinds, &hostveil), clients_of(&workloads)].concat(),
         missing: left_out,
         problems,
-        figures,
-        detail: detail(&results),
-        ..Outcome::new("peers", command)
+        figures: workloads.iter().flat_map(|work| figures(args, work, &names, &results)).collect(),
+        detail: detail(args, &results),
+        ..Outcome::new(if args.aged { AGED } else { "peers" }, args.command(&all))
     })
 }
 
-/// One workload on all servers, each round beginning with another.
-fn run_everywhere(
-    args: &Args,
-    work: &'static Workload,
-    round: u16,
-    servers: &[Server],
-    source: &Path,
-    progress: &Progress,
-    (results, problems): (&mut Results, &mut Vec<String>),
-) -> Result<()> {
-    let (first, second) = servers.split_at(usize::from(round) % servers.len().max(1));
-    for server in second.iter().chain(first) {
-        progress.begin(format!("peers: round {}, {} on {}", round + 1, work.name, server.name))?;
-        let before = server.cpu();
-        match work.run(server, source, args.timing.seconds) {
-            Ok(sample) => {
-                let cpu = server.cpu()?.saturating_sub(before?);
-                results.insert((work.name, server.name.clone(), round), Measured { sample, cpu });
-            }
-            Err(error) => problems.push(problem(&format!("{}, {}", server.name, work.name), error)?),
-        }
-        progress.done(args.timing.seconds + START);
+/// The benchmark's name where disks are aged: nothing in it is comparable to one with new disks.
+pub(crate) const AGED: &str = "peers-aged";
+
+/// All that takes part, and what has come of it so far.
+struct Bench<'a> {
+    args: &'a Args,
+    progress: &'a Progress,
+    servers: Vec<Server>,
+    /// The data to be copied.
+    source: PathBuf,
+    /// The servers whose disks are aged now.
+    aged: BTreeSet<String>,
+    results: Results,
+    problems: Vec<String>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(args: &'a Args, place: &Place, progress: &'a Progress) -> Result<Self> {
+        Ok(Self {
+            args,
+            progress,
+            servers: Vec::new(),
+            source: source(place, args.servers.size)?,
+            aged: BTreeSet::new(),
+            results: Results::new(),
+            problems: Vec::new(),
+        })
     }
-    Ok(())
+
+    /// One workload on all servers, each round beginning with another.
+    fn run_everywhere(&mut self, work: &'static Workload, round: u16) -> Result<()> {
+        let count = self.servers.len();
+        for number in (0..count).map(|n| (n + usize::from(round)) % count) {
+            let run = self.age_if_needed(number).and_then(|()| self.run(work, round, number));
+            if let Err(error) = run {
+                let what = format!("{}, {}", self.servers[number].name, work.name);
+                self.problems.push(problem(&what, error)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ages a disk, if that is asked for, and the disk new or written in order since.
+    fn age_if_needed(&mut self, number: usize) -> Result<()> {
+        let server = &self.servers[number];
+        if self.args.aged && !self.aged.contains(&server.name) {
+            self.progress.begin(format!("peers: ageing the disk of {}", server.name))?;
+            age(server)?;
+            self.aged.insert(server.name.clone());
+            self.progress.done(self.args.ageing());
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, work: &'static Workload, round: u16, number: usize) -> Result<()> {
+        let server = &self.servers[number];
+        self.progress.begin(format!("peers: round {}, {} on {}", round + 1, work.name, server.name))?;
+        if work.effect() == Effect::InOrder {
+            self.aged.remove(&server.name);
+        }
+        let before = server.cpu()?;
+        let sample = work.run(server, &self.source, self.args.timing.seconds);
+        self.progress.done(self.args.timing.seconds + START);
+        let cpu = server.cpu()?.saturating_sub(before);
+        let measured = Measured { sample: sample?, cpu, before: self.results.len() };
+        self.results.insert((work.name, server.name.clone(), round), measured);
+        Ok(())
+    }
 }
 
 /// What failed, as a line of the result; an interrupt is no failure of anybody's.
@@ -212,7 +290,7 @@ fn clients_of(workloads: &[&Workload]) -> Vec<String> {
 fn figures(args: &Args, work: &Workload, servers: &[&str], results: &Results) -> Vec<Figure> {
     let of = |server: &str, round| results.get(&(work.name, server.to_owned(), round)).copied();
     let speed = |measured: Measured| measured.sample.bytes / measured.sample.seconds;
-    let basis = format!("disks of {}", args.servers.size);
+    let basis = args.disks();
     let (column, unit) =
         if work.is_small() { (REQUESTS, 4096e3) } else { (RATE, float(ByteCount::MIB.into())) };
     let ratio = format!("× {}", args.base);
@@ -238,17 +316,18 @@ fn figures(args: &Args, work: &Workload, servers: &[&str], results: &Results) ->
     figures
 }
 
-fn detail(results: &Results) -> Value {
+fn detail(args: &Args, results: &Results) -> Value {
     let runs = results.iter().map(|((work, server, round), measured)| {
         json!({
             "work": work,
             "server": server,
             "round": round,
+            "runs_before": measured.before,
             "bytes": measured.sample.bytes,
             "seconds": measured.sample.seconds,
             "server_cpu_seconds": measured.cpu.as_secs_f64(),
             "p99_us": measured.sample.p99,
         })
     });
-    json!({ "runs": runs.collect::<Vec<_>>() })
+    json!({ "aged": args.aged, "runs": runs.collect::<Vec<_>>() })
 }

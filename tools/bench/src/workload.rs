@@ -1,4 +1,5 @@
-//! The workloads that NBD clients run against servers: nbdcopy, fio's nbd engine, qemu-img bench.
+//! The workloads that NBD clients run against servers: nbdcopy, fio's nbd engine, qemu-img bench; in which
+//! order they run, since some leave a disk in another state than they found it; and the ageing of a disk.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +14,8 @@ use crate::server::Server;
 
 /// How long a workload may take before it is taken to hang.
 const PATIENCE: Duration = Duration::from_secs(1800);
+/// What [`age`] runs.
+pub(crate) const AGEING_PROGRAM: &str = "fio";
 
 /// One workload.
 pub(crate) struct Workload {
@@ -59,6 +62,28 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     qemu_img("qemu-img bench read 64k d8", false, 8000, 8, 65_536),
 ];
 
+/// What a workload does to a disk that was written in order, least first. It matters to a copy-on-write
+/// volume: what was written at random lies scattered, and is read in small pieces from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Effect {
+    /// Leaves it as it is.
+    Nothing,
+    /// Writes in order.
+    InOrder,
+    /// Writes at random.
+    Scatters,
+}
+
+/// All rounds of the workloads that leave a disk as it is, then all of those that write in order, and then all of
+/// those that write at random: what a workload finds is the same in each of its rounds, as far as that can be.
+pub(crate) fn schedule(workloads: &[&'static Workload], rounds: u16) -> Vec<(&'static Workload, u16)> {
+    let with = |effect| {
+        let concerned = move || workloads.iter().copied().filter(move |work| work.effect() == effect);
+        (0..rounds).flat_map(move |round| concerned().map(move |work| (work, round)))
+    };
+    [Effect::Nothing, Effect::InOrder, Effect::Scatters].into_iter().flat_map(with).collect()
+}
+
 /// What one run of a workload came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
@@ -75,6 +100,18 @@ impl Workload {
             Tool::Nbdcopy { .. } => "nbdcopy",
             Tool::Fio { .. } => "fio",
             Tool::QemuImg { .. } => "qemu-img",
+        }
+    }
+
+    /// What it does to a disk.
+    pub(crate) fn effect(&self) -> Effect {
+        match self.tool {
+            Tool::Fio { rw: "randwrite", .. } => Effect::Scatters,
+            // qemu-img's go one after the other as well, unless told otherwise.
+            Tool::Nbdcopy { write: true, .. }
+            | Tool::Fio { rw: "write", .. }
+            | Tool::QemuImg { write: true, .. } => Effect::InOrder,
+            Tool::Nbdcopy { .. } | Tool::Fio { .. } | Tool::QemuImg { .. } => Effect::Nothing,
         }
     }
 
@@ -118,20 +155,30 @@ impl Workload {
 }
 
 fn fio_command(server: &Server, [rw, block]: [&str; 2], depth: u16, jobs: u16, time: Duration) -> Command {
-    let mut command = Command::new("fio");
+    let mut command = fio_on(server, [rw, block], depth, jobs);
+    command.arg("--time_based").arg(format!("--runtime={}ms", time.as_millis())).arg("--norandommap");
+    command
+}
+
+fn fio_on(server: &Server, [rw, block]: [&str; 2], depth: u16, jobs: u16) -> Command {
+    let mut command = Command::new(AGEING_PROGRAM);
     // The engine has to be named before its options.
     command.args(["--name=work", "--ioengine=nbd"]).arg(format!("--uri={}", server.uri()));
     command.args([format!("--rw={rw}"), format!("--bs={block}"), format!("--iodepth={depth}")]);
     command.args([format!("--numjobs={jobs}"), format!("--size={}", server.size)]);
-    command.arg("--time_based").arg(format!("--runtime={}ms", time.as_millis()));
-    command.args([
-        "--norandommap",
-        "--randrepeat=0",
-        "--thread",
-        "--group_reporting",
-        "--output-format=json",
-    ]);
+    command.args(["--randrepeat=0", "--thread", "--group_reporting", "--output-format=json"]);
     command
+}
+
+/// Overwrites every block of 4 KiB of a disk once, in a random order.
+pub(crate) fn age(server: &Server) -> Result<()> {
+    let output = Child::run(fio_on(server, ["randwrite", "4k"], 32, 1), PATIENCE)?;
+    let written = fio_sample(&output, true).ok_or_else(|| not_understood(AGEING_PROGRAM, &output))?;
+    if written.bytes < float(server.size.into()) {
+        let what = format!("{AGEING_PROGRAM} wrote {} bytes to a disk of {}", written.bytes, server.size);
+        return Err(Error::new(ErrorKind::Io, what));
+    }
+    Ok(())
 }
 
 /// What fio's JSON says of the one group of jobs.
@@ -172,6 +219,39 @@ mod tests {
         assert_eq!(qemu_img_seconds("Sending\nRun completed in 1.250 seconds.\n"), Some(1.25));
         for bad in ["", "Run completed in no time", "completed in "] {
             assert_eq!(qemu_img_seconds(bad), None);
+        }
+    }
+
+    #[test]
+    fn nothing_is_measured_after_what_changes_it_for_the_worse() {
+        let all: Vec<_> = WORKLOADS.iter().collect();
+        let order = schedule(&all, 3);
+        assert_eq!(order.len(), 3 * WORKLOADS.len());
+        let writes_at_random = |work: &Workload| work.name.contains("randwrite");
+        let first = order.iter().position(|(work, _)| writes_at_random(work)).unwrap();
+        for (work, round) in &order[first..] {
+            assert!(writes_at_random(work), "{} in round {round} after random writes", work.name);
+        }
+        assert_eq!(order.len() - first, 9, "three workloads write at random");
+        let first = order.iter().position(|(work, _)| work.name.contains("write")).unwrap();
+        for (work, round) in &order[first..] {
+            assert!(work.name.contains("write"), "{} in round {round} after writes", work.name);
+        }
+    }
+
+    #[test]
+    fn a_round_is_over_before_the_next_begins() {
+        let all: Vec<_> = WORKLOADS.iter().collect();
+        let order = schedule(&all, 3);
+        for effect in [Effect::Nothing, Effect::InOrder, Effect::Scatters] {
+            let of_effect: Vec<_> = order.iter().filter(|(work, _)| work.effect() == effect).collect();
+            assert!(of_effect.is_sorted_by_key(|(_, round)| *round), "{effect:?}");
+            let names = |round| of_effect.iter().filter(move |(_, n)| *n == round).map(|(work, _)| work.name);
+            let own = WORKLOADS.iter().filter(|work| work.effect() == effect).map(|work| work.name);
+            assert!(
+                (0..3).all(|round| names(round).eq(own.clone())),
+                "{effect:?}: each in the table's order"
+            );
         }
     }
 

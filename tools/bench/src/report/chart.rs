@@ -2,6 +2,7 @@
 
 use crate::figure::Figure;
 use crate::outcome::Outcome;
+use crate::peers;
 use crate::table::distinct;
 
 use super::summary::is_threads;
@@ -56,7 +57,7 @@ pub(super) fn of_outcome(outcome: &Outcome, cpus: usize) -> Vec<Chart> {
         "loop" => of_loop(outcome),
         "scaling" => of_scaling(outcome, cpus),
         "overhead" => of_overhead(outcome),
-        "peers" => of_peers(outcome),
+        "peers" | peers::AGED => of_peers(outcome),
         _ => Vec::new(),
     };
     let has_values = |chart: &Chart| match &chart.plot {

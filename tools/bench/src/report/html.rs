@@ -5,6 +5,7 @@ use std::fmt::Write;
 use hostveil::error::Result;
 
 use crate::outcome::{Document, Outcome, to_json};
+use crate::peers;
 use crate::table::{self, Table};
 
 use super::chart::{self, Chart, Plot};
@@ -14,7 +15,7 @@ use super::summary;
 const STYLE: &str = include_str!("style.css");
 
 /// What each benchmark is about, for its section.
-const SECTIONS: [(&str, &str, &str); 4] = [
+const SECTIONS: [(&str, &str, &str); 5] = [
     (
         "loop",
         "Computing and encrypting",
@@ -41,6 +42,13 @@ const SECTIONS: [(&str, &str, &str); 4] = [
         "The same NBD clients against several servers, each with a disk of its own in memory. “plain” is \
          hostveil's server without encryption; the luks servers encrypt, the sealed one authenticates as well, the \
          others do neither.",
+    ),
+    (
+        peers::AGED,
+        "Long in use",
+        "Requests in order to disks that were overwritten beforehand, every block of 4 KiB once, in a random order. \
+         A luks volume stays as it was. A sealed one writes each block to a new place, so that what lies side \
+         by side on the disk lies scattered in its file, until it is written in order again.",
     ),
 ];
 

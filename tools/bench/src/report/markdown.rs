@@ -15,9 +15,12 @@ pub(super) fn page(document: &Document) -> String {
     text += "\nThe median of the rounds [the least–the most].\n";
     for outcome in &document.results {
         let _ = write!(text, "\n## {}\n\n```sh\n{}\n```\n\n", outcome.benchmark, outcome.command);
-        for (word, lines) in
-            [("failed: ", &outcome.problems), ("left out: ", &outcome.missing), ("", &outcome.programs)]
-        {
+        for (word, lines) in [
+            ("failed: ", &outcome.problems),
+            ("left out: ", &outcome.missing),
+            ("", &outcome.notes),
+            ("", &outcome.programs),
+        ] {
             for line in lines {
                 let _ = writeln!(text, "* {word}{line}");
             }

@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use crate::timing::Timing;
 use crate::traffic::Io;
 use crate::work::WorkKind;
+use crate::workload::AGEING_PROGRAM;
 use crate::{loops, overhead, peers, programs, scaling, server};
 
 const HELP: &str = "\
@@ -101,7 +102,13 @@ enum Part {
     Scaling,
     Overhead,
     Peers,
+    /// Our volumes when they were overwritten at random; not with --work
+    Aged,
 }
+
+/// The servers, the workloads and the most rounds of the part about aged disks.
+const AGED: ([&str; 3], &str, u16) =
+    (["hostveil-luks", "hostveil-sealed", "hostveil-sealed-aegis"], "128k", 3);
 
 /// Measures, or reads, and writes the report.
 pub(crate) fn run(args: &Args) -> Result<Verdict> {
@@ -125,6 +132,7 @@ struct Plan {
     scaling: Option<scaling::Args>,
     overhead: Option<overhead::Args>,
     peers: Option<peers::Args>,
+    aged: Option<peers::Args>,
 }
 
 impl Plan {
@@ -142,7 +150,7 @@ impl Plan {
             disks: args.disks.clone(),
             size: args.size.unwrap_or(ByteCount(if full { ByteCount::GIB } else { 64 * ByteCount::MIB })),
         };
-        if has(Part::Overhead) || has(Part::Peers) {
+        if [Part::Overhead, Part::Peers, Part::Aged].into_iter().any(has) {
             // Better known now than in ten minutes.
             programs::hostveil(args.hostveil.as_deref())?;
         }
@@ -164,12 +172,20 @@ impl Plan {
             timing: timing.clone(),
             json: false,
         };
-        let peers = peers::Args { servers, work: workloads, base: args.base.clone(), timing, json: false };
+        let peers = peers::Args {
+            servers: servers.clone(),
+            work: workloads,
+            base: args.base.clone(),
+            aged: false,
+            timing: timing.clone(),
+            json: false,
+        };
         Ok(Self {
             loops: has(Part::Loop).then_some(loops),
             scaling: has(Part::Scaling).then_some(scaling),
             overhead: has(Part::Overhead).then_some(overhead),
             peers: has(Part::Peers).then_some(peers),
+            aged: has_aged(args).then(|| aged(servers, &timing)),
         })
     }
 
@@ -179,6 +195,7 @@ impl Plan {
             self.scaling.as_ref().map(scaling::Args::expected),
             self.overhead.as_ref().map(overhead::Args::expected),
             self.peers.as_ref().map(peers::Args::expected),
+            self.aged.as_ref().map(peers::Args::expected),
         ];
         let progress = Progress::new(expected.into_iter().flatten().sum());
         let outcomes = [
@@ -186,8 +203,31 @@ impl Plan {
             self.scaling.as_ref().map(|args| scaling::measure(args, &progress)),
             self.overhead.as_ref().map(|args| overhead::measure(args, &progress)),
             self.peers.as_ref().map(|args| peers::measure(args, &progress)),
+            self.aged.as_ref().map(|args| peers::measure(args, &progress)),
         ];
         outcomes.into_iter().flatten().collect()
+    }
+}
+
+/// Whether aged disks are measured: unasked not without the program that ages them, nor where the
+/// user has chosen workloads.
+fn has_aged(args: &Args) -> bool {
+    match args.only.as_slice() {
+        [] => args.work.is_none() && programs::find(AGEING_PROGRAM).is_some(),
+        only => only.contains(&Part::Aged),
+    }
+}
+
+/// What is measured on aged disks.
+fn aged(servers: server::Args, timing: &Timing) -> peers::Args {
+    let (names, work, most_rounds) = AGED;
+    peers::Args {
+        servers: server::Args { servers: Some(names.map(str::to_owned).to_vec()), ..servers },
+        work: work.to_owned(),
+        base: names[0].to_owned(),
+        aged: true,
+        timing: Timing { rounds: timing.rounds.min(most_rounds), seconds: timing.seconds },
+        json: false,
     }
 }
 

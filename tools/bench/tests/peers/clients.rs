@@ -71,6 +71,96 @@ fn every_client_runs_on_every_server() {
     place.is_clean();
 }
 
+/// The run of everything that a result tells of, in the order in which it ran.
+fn runs(result: &serde_json::Value) -> Vec<(&str, &str)> {
+    let mut runs: Vec<_> = result["detail"]["runs"].as_array().unwrap().iter().collect();
+    runs.sort_by_key(|run| run["runs_before"].as_u64().unwrap());
+    runs.iter().map(|run| (run["work"].as_str().unwrap(), run["server"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn random_writes_come_last_and_servers_take_turns() {
+    find("fio", "fio");
+    hostveil();
+    let place = Place::new();
+    let short = "--size 16MiB --disks disks --rounds 2 --seconds 0.1 --base plain";
+    let document = place.json(&format!("peers --json {short} --servers plain,hostveil-sealed --work 4k"));
+    let result = &document["results"][0];
+    assert_eq!((&result["detail"]["aged"], &result["problems"]), (&false.into(), &serde_json::json!([])));
+    assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, written in order");
+    let runs = runs(result);
+    // Nine workloads have that in their names, three of which write at random.
+    assert_eq!(runs.len(), 9 * 2 * 2);
+    let first = runs.iter().position(|(work, _)| work.contains("randwrite")).unwrap();
+    assert_eq!(first, 6 * 2 * 2);
+    assert!(runs[first..].iter().all(|(work, _)| work.contains("randwrite")), "{runs:?}");
+    for turn in runs.chunks(2) {
+        assert!(turn[0].0 == turn[1].0 && turn[0].1 != turn[1].1, "{turn:?}");
+    }
+}
+
+/// The disks' contents are checked by their servers' own tests; here, that fio wrote as much as a disk holds to
+/// each, and again where a workload wrote in order.
+#[test]
+fn disks_are_aged_before_anything_is_measured_on_them() {
+    find("fio", "fio");
+    hostveil();
+    let place = Place::new();
+    // A fio that notes how it was called.
+    let (path, log) = (place.path("bin"), place.path("log"));
+    std::fs::create_dir(&path).unwrap();
+    let script = format!(
+        "#!/bin/sh\necho \"$*\" >>'{}'\nexec {} \"$@\"\n",
+        log.display(),
+        find("fio", "fio").display()
+    );
+    std::fs::write(path.join("fio"), script).unwrap();
+    std::fs::set_permissions(path.join("fio"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let args = "peers --json --aged --size 16MiB --disks disks --rounds 2 --seconds 0.1 --base hostveil-sealed \
+                --servers hostveil-sealed --work 128k";
+    let output =
+        place.command(args).env("PATH", format!("{}:/usr/bin:/bin", path.display())).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", failure(&output).1);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let result = &document["results"][0];
+    assert_eq!((&result["benchmark"], &result["detail"]["aged"]), (&"peers-aged".into(), &true.into()));
+    assert_eq!(result["problems"], serde_json::json!([]));
+    assert_eq!(result["notes"][0], "disks of 16 MiB, aged by random writes, 2 rounds");
+    assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, aged by random writes");
+    assert!(result["command"].as_str().unwrap().contains(" --aged --work '128k'"));
+    let calls = std::fs::read_to_string(&log).unwrap();
+    let calls: Vec<_> = calls
+        .lines()
+        // It is asked for its version as well.
+        .filter_map(|line| line.split(' ').find_map(|word| word.strip_prefix("--rw=")))
+        .collect();
+    assert_eq!(calls, ["randwrite", "read", "read", "write", "randwrite", "write"]);
+    let text = String::from_utf8(place.run(&args.replace("--json ", "")).stdout).unwrap();
+    assert!(text.contains("disks of 16 MiB, aged by random writes"), "{text}");
+    place.is_clean();
+}
+
+#[test]
+fn a_report_on_aged_disks_has_our_volumes_only() {
+    find("fio", "fio");
+    hostveil();
+    let place = Place::new();
+    let args = "report -o out --only aged --rounds 4 --seconds 0.05 --size 16MiB --disks disks";
+    let output = place.run(args);
+    assert_eq!(output.status.code(), Some(0), "{}", failure(&output).1);
+    let read = |name: &str| std::fs::read_to_string(place.path("out").join(name)).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&read("report.json")).unwrap();
+    let result = &document["results"][0];
+    assert_eq!((&result["benchmark"], &result["detail"]["aged"]), (&"peers-aged".into(), &true.into()));
+    let ours = ["hostveil-luks", "hostveil-sealed", "hostveil-sealed-aegis"];
+    let rows: Vec<_> = column(result, "× hostveil-luks").into_iter().map(|(row, _)| row).collect();
+    assert_eq!(rows, [ours, ours].concat(), "one read and one write");
+    assert_eq!(result["figures"][0]["rounds"].as_array().unwrap().len(), 3, "more would take too long");
+    assert!(read("report.html").contains("Long in use"));
+    assert!(read("report.md").contains("disks of 16 MiB, aged by random writes"));
+    place.is_clean();
+}
+
 #[test]
 fn the_peers_take_part_in_overhead() {
     PEERS.iter().for_each(|(program, package)| drop(find(program, package)));
@@ -120,6 +210,7 @@ fn what_is_missing_is_left_out_and_named_with_its_package() {
         ("peers", "libnbd-bin"),
         ("peers --work q32", "fio"),
         ("overhead --servers nbdkit-luks", "package nbdkit"),
+        ("peers --aged --work nbdcopy", "package fio"),
     ] {
         let output = place.command(&format!("{args} {short}")).env("PATH", &none).output().unwrap();
         let (code, words) = failure(&output);
