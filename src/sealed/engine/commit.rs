@@ -176,7 +176,8 @@ impl Core {
 fn entries_of(group: &Stage) -> Vec<Entry> {
     let runs =
         group.runs().into_iter().map(|(start, end)| Entry { lba: start, target: Target::Run(end - start) });
-    let mut entries: Vec<Entry> = runs.collect();
+    let mut entries = Vec::with_capacity(index(group.entries()));
+    entries.extend(runs);
     group.for_each_block(|lba, pointer| entries.push(Entry { lba, target: Target::Block(pointer) }));
     entries
 }

@@ -83,29 +83,8 @@ impl Core {
 
     /// Seals blocks and writes them to their places. No lock is held.
     fn seal_and_store(&self, first: u64, data: &mut [u8], extents: &[Extent]) -> Result<Vec<BlkPtr>> {
-        let blocks = extents.iter().flat_map(|extent| extent.block..extent.block + extent.len);
-        let versions = self.keys.versions((data.len() / BLOCK) as u64)?;
-        let mut jobs: Vec<(FreshVersion, u64)> = Vec::with_capacity(data.len() / BLOCK);
-        jobs.extend(versions.zip(blocks));
-        let seal = |(number, ((version, pba), block)): (usize, ((FreshVersion, u64), &mut [u8]))| {
-            let binding = Binding::data(&self.keys.volume(), first + number as u64);
-            self.keys.seal(version, &binding, block).map(|(ver, tag)| BlkPtr { ver, pba, tag })
-        };
-        let places: Vec<BlkPtr> = match jobs.len() < SHARED {
-            true => jobs
-                .into_iter()
-                .zip(data.chunks_exact_mut(BLOCK))
-                .enumerate()
-                .map(seal)
-                .collect::<Result<_>>()?,
-            false => jobs
-                .into_par_iter()
-                .zip(data.par_chunks_exact_mut(BLOCK))
-                .enumerate()
-                .with_min_len(64)
-                .map(seal)
-                .collect::<Result<_>>()?,
-        };
+        let places = extents.iter().flat_map(|extent| extent.block..extent.block + extent.len);
+        let places = self.seal(first, data, places)?;
         let mut rest: &[u8] = data;
         for extent in extents {
             let (now, later) = rest.split_at(index(extent.len) * BLOCK);
@@ -113,6 +92,28 @@ impl Core {
             rest = later;
         }
         Ok(places)
+    }
+
+    /// Seals blocks for the places that are theirs; gives the pointers to them.
+    fn seal(&self, first: u64, data: &mut [u8], places: impl Iterator<Item = u64>) -> Result<Vec<BlkPtr>> {
+        let count = data.len() / BLOCK;
+        let versions = self.keys.versions(count as u64)?;
+        let seal = |lba: u64, version: FreshVersion, pba: u64, block: &mut [u8]| {
+            let binding = Binding::data(&self.keys.volume(), lba);
+            self.keys.seal(version, &binding, block).map(|(ver, tag)| BlkPtr { ver, pba, tag })
+        };
+        if count < SHARED {
+            let mut pointers = Vec::with_capacity(count);
+            for (((lba, version), pba), block) in
+                (first..).zip(versions).zip(places).zip(data.chunks_exact_mut(BLOCK))
+            {
+                pointers.push(seal(lba, version, pba, block)?);
+            }
+            return Ok(pointers);
+        }
+        let jobs: Vec<_> = (first..).zip(versions).zip(places).collect();
+        let pairs = jobs.into_par_iter().zip(data.par_chunks_exact_mut(BLOCK)).with_min_len(64);
+        pairs.map(|(((lba, version), pba), block)| seal(lba, version, pba, block)).collect()
     }
 
     /// Adds stored blocks to the current group. What they supersede within it is free (rule R1): no

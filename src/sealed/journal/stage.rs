@@ -13,16 +13,19 @@ use std::sync::atomic::Ordering;
 use crate::sealed::layout::FAN;
 use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use crate::sealed::trees::bits::index;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::leaf::Leaf;
 
 const SHARDS: u64 = 64;
 
-/// Pointers by logical block.
-type Shard = RwLock<BTreeMap<u64, BlkPtr>>;
+/// Pointers by page of the map; no leaf is empty.
+type Shard = RwLock<BTreeMap<u64, Leaf>>;
 
 /// A stage of the overlay. `replaced` callbacks receive the places that an insertion drops.
 pub(crate) struct Stage {
-    /// Pointers by logical block; page `n` of the map lies in shard `n % SHARDS`.
+    /// Page `n` of the map lies in shard `n % SHARDS`.
     shards: Vec<Shard>,
     /// First block to end of each run; no two touch.
     runs: RwLock<BTreeMap<u64, u64>>,
@@ -69,9 +72,8 @@ impl Stage {
         self.entries() == 0
     }
 
-    fn shard(&self, lba: u64) -> &Shard {
-        let number = lba / FAN % SHARDS;
-        &self.shards[usize::try_from(number).unwrap_or(0)]
+    fn shard(&self, page: u64) -> &Shard {
+        &self.shards[index(page % SHARDS)]
     }
 
     /// Fills in what this stage knows of the blocks from `first` on, where `found` has nothing yet.
@@ -80,15 +82,9 @@ impl Stage {
             return;
         }
         for (start, part) in by_page(first, found) {
-            let shard = read(self.shard(start));
-            if let [slot] = part {
-                // One search of the map; a range is two.
-                *slot = slot.or_else(|| shard.get(&start).copied());
-                continue;
-            }
-            for (lba, pointer) in shard.range(start..start + part.len() as u64) {
-                let slot = &mut part[usize::try_from(lba - start).unwrap_or(0)];
-                slot.get_or_insert(*pointer);
+            let (page, slot) = (start / FAN, index(start % FAN));
+            if let Some(leaf) = read(self.shard(page)).get(&page) {
+                leaf.look_up(slot, part);
             }
         }
         if self.run_count.load(Ordering::Acquire) == 0 {
@@ -96,9 +92,7 @@ impl Stage {
         }
         let runs = read(&self.runs);
         for (start, end) in overlapping(&runs, first..first + found.len() as u64) {
-            let inside =
-                usize::try_from(start - first).unwrap_or(0)..usize::try_from(end - first).unwrap_or(0);
-            found[inside].iter_mut().for_each(|slot| {
+            found[index(start - first)..index(end - first)].iter_mut().for_each(|slot| {
                 slot.get_or_insert(BlkPtr::HOLE);
             });
         }
@@ -109,16 +103,13 @@ impl Stage {
         let mut rest = pointers;
         let mut start = first;
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(usize::try_from(FAN - start % FAN).unwrap_or(1).min(rest.len()));
-            let mut shard = self.shard(start).write().unwrap_or_else(PoisonError::into_inner);
-            let mut new = 0;
-            for (lba, pointer) in (start..).zip(now) {
-                match shard.insert(lba, *pointer) {
-                    Some(old) => replaced(old.pba),
-                    None => new += 1,
-                }
-            }
-            self.blocks.fetch_add(new, Ordering::AcqRel);
+            let (page, slot) = (start / FAN, start % FAN);
+            let (now, later) = rest.split_at(index(FAN - slot).min(rest.len()));
+            let mut shard = write(self.shard(page));
+            let leaf = shard.entry(page).or_default();
+            let before = leaf.len();
+            leaf.insert(index(slot), now, &mut replaced);
+            self.blocks.fetch_add((leaf.len() - before) as u64, Ordering::AcqRel);
             start += now.len() as u64;
             rest = later;
         }
@@ -143,7 +134,7 @@ impl Stage {
     }
 
     fn add_run(&self, run: Range<u64>) {
-        let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = write(&self.runs);
         let before = runs.len() as u64;
         merge_run(&mut runs, run);
         let after = runs.len() as u64;
@@ -157,13 +148,17 @@ impl Stage {
         mut replaced: impl FnMut(u64),
     ) {
         for (shard, inside) in blocks {
-            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = write(shard);
             let mut gone = 0;
             for (lba, pointer) in inside {
-                if shard.get(&lba) == Some(&pointer) {
-                    shard.remove(&lba);
+                let page = lba / FAN;
+                let Some(leaf) = shard.get_mut(&page) else { continue };
+                if leaf.remove(index(lba % FAN), &pointer) {
                     replaced(pointer.pba);
                     gone += 1;
+                }
+                if leaf.is_empty() {
+                    shard.remove(&page);
                 }
             }
             self.blocks.fetch_sub(gone, Ordering::AcqRel);
@@ -176,7 +171,9 @@ impl Stage {
         let any = self.blocks.load(Ordering::Acquire) > 0;
         let shards = any.then(|| self.shards_of(&run));
         shards.into_iter().flatten().filter_map(move |shard| {
-            let inside: Vec<_> = read(shard).range(run.clone()).map(|(lba, at)| (*lba, *at)).collect();
+            let shard_now = read(shard);
+            let pages = shard_now.range(run.start / FAN..run.end.div_ceil(FAN));
+            let inside: Vec<_> = pages.flat_map(blocks).filter(|(lba, _)| run.contains(lba)).collect();
             (!inside.is_empty()).then_some((shard, inside))
         })
     }
@@ -185,7 +182,7 @@ impl Stage {
     fn shards_of(&self, run: &Range<u64>) -> impl Iterator<Item = &Shard> + use<'_> {
         let pages = run.start / FAN..=run.end.saturating_sub(1) / FAN;
         let count = (pages.end() - pages.start() + 1).min(SHARDS);
-        (*pages.start()..*pages.start() + count).map(|page| self.shard(page * FAN))
+        (*pages.start()..*pages.start() + count).map(|page| self.shard(page))
     }
 
     /// Adds what a later stage says; places that it supersedes become dead.
@@ -194,8 +191,23 @@ impl Stage {
         for (start, end) in later.runs() {
             self.insert_run_alone(start..end, |pba| dead.push(pba));
         }
-        later.for_each_block(|lba, pointer| self.insert_blocks(lba, &[pointer], |pba| dead.push(pba)));
+        for (shard, later) in self.shards.iter().zip(&later.shards) {
+            self.absorb_shard(shard, &read(later), |pba| dead.push(pba));
+        }
         self.bury(&dead);
+    }
+
+    fn absorb_shard(&self, shard: &Shard, later: &BTreeMap<u64, Leaf>, mut replaced: impl FnMut(u64)) {
+        if later.is_empty() {
+            return;
+        }
+        let mut shard = write(shard);
+        for (page, later) in later {
+            let leaf = shard.entry(*page).or_default();
+            let before = leaf.len();
+            leaf.absorb(later, &mut replaced);
+            self.blocks.fetch_add((leaf.len() - before) as u64, Ordering::AcqRel);
+        }
     }
 
     /// Notes places that are free once a checkpoint covers all of this stage.
@@ -224,33 +236,39 @@ impl Stage {
     /// Calls `with` for every block, in no order that means anything but always the same.
     pub(crate) fn for_each_block(&self, mut with: impl FnMut(u64, BlkPtr)) {
         for shard in &self.shards {
-            read(shard).iter().for_each(|(lba, pointer)| with(*lba, *pointer));
+            read(shard).iter().flat_map(blocks).for_each(|(lba, pointer)| with(lba, pointer));
         }
     }
 
-    /// Calls `with` for every block of the map's page `page`, in order.
-    pub(crate) fn for_each_of_page(&self, page: u64, mut with: impl FnMut(u64, BlkPtr)) {
-        let first = page * FAN;
-        read(self.shard(first)).range(first..first + FAN).for_each(|(lba, pointer)| with(*lba, *pointer));
+    /// Calls `with` for every block of the map's page `page`, in order: its number within the page.
+    pub(crate) fn for_each_of_page(&self, page: u64, mut with: impl FnMut(u64, &BlkPtr)) {
+        if let Some(leaf) = read(self.shard(page)).get(&page) {
+            leaf.iter().for_each(|(slot, pointer)| with(slot as u64, pointer));
+        }
     }
 
     /// The numbers of the map's pages that have blocks here, in order.
     pub(crate) fn pages(&self) -> Vec<u64> {
-        let mut pages = Vec::new();
+        let mut pages: Vec<u64> = Vec::new();
         for shard in &self.shards {
-            for lba in read(shard).keys() {
-                if pages.last() != Some(&(lba / FAN)) {
-                    pages.push(lba / FAN);
-                }
-            }
+            pages.extend(read(shard).keys());
         }
         pages.sort_unstable();
         pages
     }
 }
 
+/// The blocks of a leaf by their logical numbers, in order.
+fn blocks<'a>((page, leaf): (&'a u64, &'a Leaf)) -> impl Iterator<Item = (u64, BlkPtr)> + 'a {
+    leaf.iter().map(move |(slot, pointer)| (page * FAN + slot as u64, *pointer))
+}
+
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Cuts slots of the blocks from `first` on at the borders of the map's pages.
@@ -258,7 +276,7 @@ fn by_page<T>(first: u64, slots: &mut [T]) -> impl Iterator<Item = (u64, &mut [T
     let mut start = first;
     let mut rest = slots;
     std::iter::from_fn(move || {
-        let len = usize::try_from(FAN - start % FAN).unwrap_or(1).min(rest.len());
+        let len = index(FAN - start % FAN).min(rest.len());
         let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
         rest = later;
         let at = start;
@@ -370,10 +388,11 @@ mod tests {
             prop_assert!(pages.is_sorted());
             let mut blocks = 0;
             for page in pages {
-                stage.for_each_of_page(page, |lba, p| {
+                stage.for_each_of_page(page, |slot, p| {
                     blocks += 1;
-                    assert_eq!(model.get(&lba), Some(&p));
+                    assert_eq!(model.get(&(page * FAN + slot)), Some(p));
                 });
+                assert!(blocks > 0, "no page is empty");
             }
             prop_assert_eq!(blocks, stage.blocks.load(Ordering::Relaxed));
         }

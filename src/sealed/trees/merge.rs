@@ -1,13 +1,14 @@
 //! Merging changes into a tree: every changed page to its other home, from the lowest up
 //! (docs/sealed-format.md, "Checkpoint").
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sealed::engine::core::Core;
 use crate::sealed::journal::stage::Stage;
-use crate::sealed::layout::{BLOCK, FAN, Layout, PageId, Tree, span_shift};
+use crate::sealed::layout::{BLOCK, FAN, Layout, PAGE_BITS, PageId, Tree, span_shift};
 use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
 
@@ -79,13 +80,13 @@ impl Changes for MapChanges<'_> {
             }
         }
         let mut result = Ok(());
-        self.stage.for_each_of_page(index, |lba, pointer| {
-            match pointer_at(content, lba - first) {
+        self.stage.for_each_of_page(index, |slot, pointer| {
+            match pointer_at(content, slot) {
                 Ok(old) if old.is_hole() => {}
                 Ok(old) => self.replaced.push(old.pba),
                 Err(error) => result = Err(error),
             }
-            set_pointer(content, lba - first, &pointer);
+            set_pointer(content, slot, pointer);
             self.added.push(pointer.pba);
         });
         result
@@ -102,11 +103,15 @@ impl<'a> BitmapChanges<'a> {
     /// Brings the bitmap up to date with what a merge did to the map: the bitmap on disk says what the
     /// tree on disk refers to, and nothing of what memory knows beside it.
     pub(crate) fn after(bitmap: &'a mut Bits, layout: &Layout, map: &MapChanges<'_>) -> Result<Self> {
-        let mut pages = std::collections::BTreeSet::new();
+        let (mut pages, mut last) = (BTreeSet::new(), None);
         let mut bit_of = |place: u64| {
             let bit = layout.bit_of_block(place).ok_or_else(|| inconsistent(place))?;
-            pages.insert(bit / crate::sealed::layout::PAGE_BITS);
-            Ok::<_, crate::error::Error>(bit)
+            let page = Some(bit / PAGE_BITS);
+            if page != last {
+                pages.extend(page);
+                last = page;
+            }
+            Ok::<_, Error>(bit)
         };
         for place in map.replaced.iter().chain(&map.trimmed) {
             let bit = bit_of(*place)?;
