@@ -241,7 +241,7 @@ fn a_device_goes_away_with_a_test_that_is_killed() {
 /// Waits until no device holds a file: somebody else may have looked at one, and closes it last.
 fn until_detached(file: &Path) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while attached(file) != "" {
+    while !attached(file).is_empty() {
         assert!(Instant::now() < deadline, "still attached: {}", attached(file));
         std::thread::sleep(Duration::from_millis(20));
     }
