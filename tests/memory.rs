@@ -216,30 +216,39 @@ fn a_sealed_volume_stays_within_its_memory() {
     assert!(peak >= MEMORY / 2, "{peak} bytes: that was no load");
 }
 
-/// What docs/performance.md says of the overlay: bytes for each block, when blocks all over the volume were
-/// written, as many as when a checkpoint begins.
+/// What docs/performance.md says of the overlay: bytes for each block, when as many were written as when a
+/// checkpoint begins, all over the volume or one after the other.
 #[test]
 fn the_overlay_takes_what_is_documented() {
     const BLOCKS: u64 = 1 << 20;
-    const WRITTEN: u64 = BLOCKS * 375 / 10_000;
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // An odd factor: no block comes twice.
+    let scattered = overlay_entry(BLOCKS, 1, |number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS);
+    assert!((60..75).contains(&scattered), "{scattered} bytes for each block");
+    let together = overlay_entry(BLOCKS, 32, |number| number);
+    assert!((32..40).contains(&together), "{together} bytes for each block");
+}
+
+/// Bytes that the overlay of a new volume of so many blocks takes for each block, of which `at` says where
+/// they are, so many in each request.
+fn overlay_entry(blocks: u64, together: u64, at: impl Fn(u64) -> u64) -> usize {
+    let written = blocks * 375 / 10_000 / together * together;
     let folder = tempfile::tempdir().unwrap();
-    let device = sealed_volume(&folder.path().join("disk"), BLOCKS, sealed::Limits::for_volume(BLOCKS));
+    let device = sealed_volume(&folder.path().join("disk"), blocks, sealed::Limits::for_volume(blocks));
     let disk = Disk::new(device.clone());
     let pool = BufferPool::new(1 << 20);
-    disk.flush().unwrap();
+    let data = vec![7; usize::try_from(together).unwrap() * 4096];
+    drop(pool.copy_of(&data).unwrap());
     let before = LIVE.load(Ordering::SeqCst);
-    for number in 0..WRITTEN {
-        // An odd factor: no block comes twice.
-        let block = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS;
-        let data = pool.copy_of(&[7; 4096]).unwrap();
-        disk.write(ByteOffset(block * 4096), data, Durability::Flush).unwrap();
+    for number in (0..written).step_by(usize::try_from(together).unwrap()) {
+        let data = pool.copy_of(&data).unwrap();
+        disk.write(ByteOffset(at(number) * 4096), data, Durability::Flush).unwrap();
     }
     disk.flush().unwrap();
-    assert_eq!(device.usage().overlay, WRITTEN, "no checkpoint has begun");
-    let each = (LIVE.load(Ordering::SeqCst) - before) / usize::try_from(WRITTEN).unwrap();
-    println!("{each} bytes for each block");
-    assert!((40..75).contains(&each), "{each} bytes for each block");
+    assert_eq!(device.usage().overlay, written, "no checkpoint has begun");
+    let each = (LIVE.load(Ordering::SeqCst) - before) / usize::try_from(written).unwrap();
+    println!("{each} bytes for each block, {together} to a request");
+    each
 }
 
 /// A new volume in a sparse file, mounted for writing.
