@@ -15,7 +15,9 @@ use hostveil::block::{BufferPool, Disk, Durability};
 use hostveil::crypto::Suite;
 use hostveil::env::OsEntropy;
 use hostveil::error::{Error, ErrorKind, Result};
-use hostveil::sealed::{Device, HeaderPin, KeySchedule, MountOptions, Parameters, VolumeId, format_volume};
+use hostveil::sealed::{
+    Device, HeaderPin, KeySchedule, Limits, MountOptions, Parameters, VolumeId, format_volume,
+};
 use hostveil::secret::{SecretBytes, VolumeKey};
 use hostveil::units::{ByteCount, ByteOffset};
 
@@ -157,7 +159,10 @@ impl Rig {
         let backing: Arc<dyn Backing> = Arc::clone(&store) as _;
         format_volume(&backing, keys(), HEADER, parameters, anchor.clone(), &OsEntropy).unwrap();
         let anchor = anchor.map(|anchor| (anchor, AnchorMode::Strict));
-        let options = MountOptions { read_only: false, header: HEADER, anchor, limits: None, clocks: (0, 0) };
+        // The overlay too is as large as a large volume's, in proportion.
+        let usual = Limits::for_volume(parameters.logical_blocks);
+        let limits = Some(Limits { overlay: parameters.logical_blocks / 20, ..usual });
+        let options = MountOptions { read_only: false, header: HEADER, anchor, limits, clocks: (0, 0) };
         let device = Device::mount(&backing, keys(), &options, &OsEntropy).unwrap();
         let disk = Disk::new(device.clone());
         let pool = BufferPool::new(1 << 20);

@@ -1,16 +1,23 @@
-//! How much memory clients can make the server take: live bytes of this process, counted by its
-//! allocator, never pass the cap.
+//! How much memory clients can make the server take, and a sealed volume: live bytes of this process,
+//! counted by its allocator, never pass the cap.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test fails by them
 #![allow(unsafe_code)] // an allocator that counts
 
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hostveil::backing::{Access, Backing, FileBacking};
+use hostveil::block::{BufferPool, Disk, Durability};
+use hostveil::crypto::Suite;
+use hostveil::env::OsEntropy;
+use hostveil::sealed;
+use hostveil::secret::{SecretBytes, VolumeKey};
 use hostveil::serve::Limits;
+use hostveil::units::ByteOffset;
 
 use support::{
     Client, FUA, GOOD, READ, Running, WRITE, hello, option, option_header, pattern, request, request_with,
@@ -179,4 +186,83 @@ fn raise_descriptor_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     assert!(maximum.is_none_or(|maximum| maximum >= 2048), "this test needs 2048 descriptors");
+}
+
+/// The worst case for the overlay: no two blocks that were written have a page of the map in common. More than
+/// twice as many are written as it may hold, so that it is full, and writers wait for checkpoints; and the cache
+/// is filled by reading them.
+#[test]
+fn a_sealed_volume_stays_within_its_memory() {
+    const MEMORY: usize = 8 << 20;
+    /// 32 GiB: 65,536 pages of 128 blocks each.
+    const BLOCKS: u64 = 1 << 23;
+    /// What it has beside: the map's 512 pages above the lowest, each under its number.
+    const UPPER: usize = 512 * (4096 + 256);
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let limits = sealed::Limits::within(MEMORY as u64);
+    let disk = Disk::new(sealed_volume(&folder.path().join("disk"), BLOCKS, limits));
+    let pool = BufferPool::new(1 << 20);
+    let before = LIVE.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    for page in 0..BLOCKS / 128 {
+        let data = pool.copy_of(&[7; 4096]).unwrap();
+        disk.write(ByteOffset(page * 128 * 4096), data, Durability::Flush).unwrap();
+        disk.read(ByteOffset(page / 2 * 128 * 4096), &mut [0; 4096]).unwrap();
+    }
+    let peak = PEAK.load(Ordering::SeqCst) - before;
+    println!("{peak} bytes, {} allowed", MEMORY + UPPER);
+    assert!(peak <= MEMORY + UPPER, "{peak} bytes");
+    assert!(peak >= MEMORY / 2, "{peak} bytes: that was no load");
+}
+
+/// What docs/performance.md says of the overlay: bytes for each block, when as many were written as when a
+/// checkpoint begins, all over the volume or one after the other.
+#[test]
+fn the_overlay_takes_what_is_documented() {
+    const BLOCKS: u64 = 1 << 20;
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // An odd factor: no block comes twice.
+    let scattered = overlay_entry(BLOCKS, 1, |number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS);
+    assert!((60..75).contains(&scattered), "{scattered} bytes for each block");
+    let together = overlay_entry(BLOCKS, 32, |number| number);
+    assert!((32..40).contains(&together), "{together} bytes for each block");
+}
+
+/// Bytes that the overlay of a new volume of so many blocks takes for each block, of which `at` says where
+/// they are, so many in each request.
+fn overlay_entry(blocks: u64, together: u64, at: impl Fn(u64) -> u64) -> usize {
+    let written = blocks * 375 / 10_000 / together * together;
+    let folder = tempfile::tempdir().unwrap();
+    let device = sealed_volume(&folder.path().join("disk"), blocks, sealed::Limits::for_volume(blocks));
+    let disk = Disk::new(device.clone());
+    let pool = BufferPool::new(1 << 20);
+    let data = vec![7; usize::try_from(together).unwrap() * 4096];
+    drop(pool.copy_of(&data).unwrap());
+    let before = LIVE.load(Ordering::SeqCst);
+    for number in (0..written).step_by(usize::try_from(together).unwrap()) {
+        let data = pool.copy_of(&data).unwrap();
+        disk.write(ByteOffset(at(number) * 4096), data, Durability::Flush).unwrap();
+    }
+    disk.flush().unwrap();
+    assert_eq!(device.usage().overlay, written, "no checkpoint has begun");
+    let each = (LIVE.load(Ordering::SeqCst) - before) / usize::try_from(written).unwrap();
+    println!("{each} bytes for each block, {together} to a request");
+    each
+}
+
+/// A new volume in a sparse file, mounted for writing.
+fn sealed_volume(path: &std::path::Path, blocks: u64, limits: sealed::Limits) -> sealed::Device {
+    let parameters = sealed::Parameters::for_volume(blocks, 8);
+    let file = std::fs::File::create_new(path).unwrap();
+    file.set_len(parameters.store_size().unwrap().0).unwrap();
+    let store: Arc<dyn Backing> = Arc::new(FileBacking::open(path, Access::ReadWrite).unwrap());
+    let volume = sealed::VolumeId { uuid: uuid::Uuid::from_bytes([7; 16]), suite: Suite::Aes256Gcm };
+    let key = VolumeKey::new(SecretBytes::copy_of(&[0x42; 32]).unwrap());
+    let keys = || sealed::KeySchedule::new(volume, &key).unwrap();
+    let header = sealed::HeaderPin { sequence: 1, digest: [3; 32] };
+    sealed::format_volume(&store, keys(), header, parameters, None, &OsEntropy).unwrap();
+    let limits = Some(limits);
+    let options = sealed::MountOptions { read_only: false, header, anchor: None, limits, clocks: (1, 2) };
+    sealed::Device::mount(&store, keys(), &options, &OsEntropy).unwrap()
 }

@@ -26,10 +26,14 @@ use super::freshness::Freshness;
 /// A group need not be smaller than this, however small the overlay's bound is.
 const SMALL_GROUP: u64 = 2048;
 
-/// The overlay's bound is never below this.
+/// The overlay's bound is never below this ...
 const LEAST_OVERLAY: u64 = 16_384;
-/// Bytes that an entry of the overlay takes, and that a checkpoint takes for it.
-const OVERLAY_ENTRY: u64 = 92;
+/// ... nor, as far as nobody bounds memory, below this, 1 GiB of data in at most 50 MB: a checkpoint syncs all
+/// that was written, and of a small volume that would be every few moments.
+const USUAL_OVERLAY: u64 = 1 << 18;
+/// Bytes that an entry of the overlay takes at most, where it is alone in its page of the map, and that a
+/// checkpoint takes for it.
+const OVERLAY_ENTRY: u64 = 192;
 
 /// What a mounted volume may cost, and does beside its duty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +47,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits for a volume of so many blocks: 256 MiB of pages, an overlay of 1/20 of the blocks. The more
-    /// scattered writes one checkpoint covers, the more of them share a page.
+    /// Limits for a volume of so many blocks: 256 MiB of pages, an overlay of 1/20 of the blocks and at least
+    /// 1 GiB of data. The more scattered writes one checkpoint covers, the more of them share a page.
     pub fn for_volume(logical_blocks: u64) -> Self {
-        Self { page_cache: 256 << 20, overlay: (logical_blocks / 20).max(LEAST_OVERLAY), punch: 0 }
+        Self { page_cache: 256 << 20, overlay: (logical_blocks / 20).max(USUAL_OVERLAY), punch: 0 }
     }
 
     /// Limits that keep pages and overlay within `memory` bytes, half of it each. With less than

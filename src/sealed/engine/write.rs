@@ -17,7 +17,7 @@ use super::read::SHARED;
 /// Blocks that one round places at most: they enter one group together.
 const ROUND: usize = 2048;
 /// Extents that a round is cut into at most before it is shortened instead.
-const EXTENTS: usize = 16;
+const EXTENTS: usize = 64;
 
 /// Blocks of a writer that nothing refers to yet; after a fault, too, others need not wait for them.
 struct InFlight<'a> {
