@@ -25,7 +25,7 @@ pub(crate) struct Workload {
 
 enum Tool {
     Nbdcopy { write: bool, connections: u8 },
-    Fio { rw: &'static str, block: &'static str, depth: u16, jobs: u16 },
+    Fio { rw: &'static str, block: &'static str, depth: u16, jobs: u16, flush: u16 },
     QemuImg { write: bool, count: u64, depth: u16, len: u64 },
 }
 
@@ -34,7 +34,18 @@ const fn nbdcopy(name: &'static str, write: bool, connections: u8) -> Workload {
 }
 
 const fn fio(name: &'static str, rw: &'static str, block: &'static str, depth: u16, jobs: u16) -> Workload {
-    Workload { name, tool: Tool::Fio { rw, block, depth, jobs } }
+    Workload { name, tool: Tool::Fio { rw, block, depth, jobs, flush: 0 } }
+}
+
+/// Writes with a flush after each `flush` of them.
+const fn flushing(
+    name: &'static str,
+    rw: &'static str,
+    block: &'static str,
+    depth: u16,
+    flush: u16,
+) -> Workload {
+    Workload { name, tool: Tool::Fio { rw, block, depth, jobs: 1, flush } }
 }
 
 const fn qemu_img(name: &'static str, write: bool, count: u64, depth: u16, len: u64) -> Workload {
@@ -51,12 +62,14 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     fio("fio write 128k q16", "write", "128k", 16, 1),
     fio("fio read 1M q4 x4", "read", "1M", 4, 4),
     fio("fio write 1M q4 x4", "write", "1M", 4, 4),
+    flushing("fio write 1M q16, a flush after 64", "write", "1M", 16, 64),
     fio("fio randread 4k q1", "randread", "4k", 1, 1),
     fio("fio randwrite 4k q1", "randwrite", "4k", 1, 1),
     fio("fio randread 4k q32", "randread", "4k", 32, 1),
     fio("fio randwrite 4k q32", "randwrite", "4k", 32, 1),
     fio("fio randread 4k q16 x4", "randread", "4k", 16, 4),
     fio("fio randwrite 4k q16 x4", "randwrite", "4k", 16, 4),
+    flushing("fio randwrite 4k q32, a flush after 32", "randwrite", "4k", 32, 32),
     qemu_img("qemu-img bench read 4k d16", false, 20_000, 16, 4096),
     qemu_img("qemu-img bench write 4k d16", true, 20_000, 16, 4096),
     qemu_img("qemu-img bench read 64k d8", false, 8000, 8, 65_536),
@@ -137,8 +150,10 @@ impl Workload {
                 Child::run(command, PATIENCE)?;
                 Ok(Sample { bytes: float(size.into()), seconds: start.elapsed().as_secs_f64(), p99: None })
             }
-            Tool::Fio { rw, block, depth, jobs } => {
-                let output = Child::run(fio_command(server, [rw, block], depth, jobs, time), PATIENCE)?;
+            Tool::Fio { rw, block, depth, jobs, flush } => {
+                let mut command = fio_command(server, [rw, block], depth, jobs, time);
+                command.args((flush > 0).then(|| format!("--fsync={flush}")));
+                let output = Child::run(command, PATIENCE)?;
                 fio_sample(&output, rw.contains("write")).ok_or_else(|| not_understood("fio", &output))
             }
             Tool::QemuImg { write, count, depth, len } => {
