@@ -37,15 +37,10 @@ const fn fio(name: &'static str, rw: &'static str, block: &'static str, depth: u
     Workload { name, tool: Tool::Fio { rw, block, depth, jobs, flush: 0 } }
 }
 
-/// Writes with a flush after each `flush` of them.
-const fn flushing(
-    name: &'static str,
-    rw: &'static str,
-    block: &'static str,
-    depth: u16,
-    flush: u16,
-) -> Workload {
-    Workload { name, tool: Tool::Fio { rw, block, depth, jobs: 1, flush } }
+/// Writes, one at a time, with a flush after each `flush` of them; at a greater depth fio flushes as often
+/// again as it is deep.
+const fn flushing(name: &'static str, rw: &'static str, block: &'static str, flush: u16) -> Workload {
+    Workload { name, tool: Tool::Fio { rw, block, depth: 1, jobs: 1, flush } }
 }
 
 const fn qemu_img(name: &'static str, write: bool, count: u64, depth: u16, len: u64) -> Workload {
@@ -62,14 +57,14 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     fio("fio write 128k q16", "write", "128k", 16, 1),
     fio("fio read 1M q4 x4", "read", "1M", 4, 4),
     fio("fio write 1M q4 x4", "write", "1M", 4, 4),
-    flushing("fio write 1M q16, a flush after 64", "write", "1M", 16, 64),
+    flushing("fio write 1M q1, a flush after 64", "write", "1M", 64),
     fio("fio randread 4k q1", "randread", "4k", 1, 1),
     fio("fio randwrite 4k q1", "randwrite", "4k", 1, 1),
     fio("fio randread 4k q32", "randread", "4k", 32, 1),
     fio("fio randwrite 4k q32", "randwrite", "4k", 32, 1),
     fio("fio randread 4k q16 x4", "randread", "4k", 16, 4),
     fio("fio randwrite 4k q16 x4", "randwrite", "4k", 16, 4),
-    flushing("fio randwrite 4k q32, a flush after 32", "randwrite", "4k", 32, 32),
+    flushing("fio randwrite 4k q1, a flush after 32", "randwrite", "4k", 32),
     qemu_img("qemu-img bench read 4k d16", false, 20_000, 16, 4096),
     qemu_img("qemu-img bench write 4k d16", true, 20_000, 16, 4096),
     qemu_img("qemu-img bench read 64k d8", false, 8000, 8, 65_536),
