@@ -242,7 +242,7 @@ mod tests {
         for (work, round) in &order[first..] {
             assert!(writes_at_random(work), "{} in round {round} after random writes", work.name);
         }
-        assert_eq!(order.len() - first, 9, "three workloads write at random");
+        assert_eq!(order.len() - first, 12, "four workloads write at random");
         let first = order.iter().position(|(work, _)| work.name.contains("write")).unwrap();
         for (work, round) in &order[first..] {
             assert!(work.name.contains("write"), "{} in round {round} after writes", work.name);

@@ -89,8 +89,8 @@ fn random_writes_come_last_and_servers_take_turns() {
     assert_eq!((&result["detail"]["aged"], &result["problems"]), (&false.into(), &serde_json::json!([])));
     assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, written in order");
     let runs = runs(result);
-    // Nine workloads have that in their names, three of which write at random.
-    assert_eq!(runs.len(), 9 * 2 * 2);
+    // Ten workloads have that in their names, four of which write at random.
+    assert_eq!(runs.len(), 10 * 2 * 2);
     let first = runs.iter().position(|(work, _)| work.contains("randwrite")).unwrap();
     assert_eq!(first, 6 * 2 * 2);
     assert!(runs[first..].iter().all(|(work, _)| work.contains("randwrite")), "{runs:?}");
