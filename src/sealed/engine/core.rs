@@ -28,7 +28,7 @@ const SMALL_GROUP: u64 = 2048;
 
 /// The overlay's bound is never below this ...
 const LEAST_OVERLAY: u64 = 16_384;
-/// ... nor, as far as nobody bounds memory, below this, 1 GiB of data in at most 50 MB: a checkpoint syncs all
+/// ... nor, as far as nobody bounds memory, below this, 1 GiB of data in about 50 MB at most: a checkpoint syncs all
 /// that was written, and of a small volume that would be every few moments.
 const USUAL_OVERLAY: u64 = 1 << 18;
 /// Bytes that an entry of the overlay takes at most, where it is alone in its page of the map, and that a
