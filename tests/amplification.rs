@@ -155,13 +155,17 @@ struct Tally {
 
 impl Rig {
     fn new(parameters: Parameters, anchor: Option<Arc<dyn Anchor>>) -> Self {
+        // The overlay too is as large as a large volume's, in proportion.
+        let usual = Limits::for_volume(parameters.logical_blocks);
+        let limits = Limits { overlay: parameters.logical_blocks / 20, ..usual };
+        Self::with_limits(parameters, anchor, Some(limits))
+    }
+
+    fn with_limits(parameters: Parameters, anchor: Option<Arc<dyn Anchor>>, limits: Option<Limits>) -> Self {
         let store = Arc::new(Counting::new(parameters));
         let backing: Arc<dyn Backing> = Arc::clone(&store) as _;
         format_volume(&backing, keys(), HEADER, parameters, anchor.clone(), &OsEntropy).unwrap();
         let anchor = anchor.map(|anchor| (anchor, AnchorMode::Strict));
-        // The overlay too is as large as a large volume's, in proportion.
-        let usual = Limits::for_volume(parameters.logical_blocks);
-        let limits = Some(Limits { overlay: parameters.logical_blocks / 20, ..usual });
         let options = MountOptions { read_only: false, header: HEADER, anchor, limits, clocks: (0, 0) };
         let device = Device::mount(&backing, keys(), &options, &OsEntropy).unwrap();
         let disk = Disk::new(device.clone());
@@ -338,4 +342,22 @@ fn a_strict_anchor_moves_once_a_flush() {
     }
     assert_eq!(rig.tally.flushes, 25);
     assert_eq!(anchor.moves.load(Ordering::Relaxed) - before, 26, "25 flushes, and that of two blocks at 49");
+}
+
+/// A new volume of 1 GiB. A checkpoint would sync every few moments, if the overlay were as small in proportion.
+#[test]
+fn a_small_volume_with_room_takes_many_writes_without_a_sync() {
+    let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, 8), None, None);
+    let before = rig.store.now();
+    // 3/4 of 1 GiB, less a group that is not in the journal yet.
+    for _ in 0..700 {
+        rig.write_on(256);
+        rig.keep_up();
+    }
+    assert_eq!((rig.tally.checkpoints, rig.store.now().since(before).syncs), (0, 0));
+    for _ in 0..300 {
+        rig.write_on(256);
+        rig.keep_up();
+    }
+    assert!(rig.tally.checkpoints > 0, "the overlay has a bound");
 }

@@ -388,11 +388,12 @@ mod tests {
             prop_assert!(pages.is_sorted());
             let mut blocks = 0;
             for page in pages {
+                let before = blocks;
                 stage.for_each_of_page(page, |slot, p| {
                     blocks += 1;
                     assert_eq!(model.get(&(page * FAN + slot)), Some(p));
                 });
-                assert!(blocks > 0, "no page is empty");
+                prop_assert!(blocks > before, "page {} is empty", page);
             }
             prop_assert_eq!(blocks, stage.blocks.load(Ordering::Relaxed));
         }
