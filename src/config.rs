@@ -22,6 +22,8 @@ use crate::volume::{DiscardPolicy, Place, VolumeType};
 pub const MAX_CONFIG: u64 = 1 << 20;
 /// The most exports of one server.
 const MAX_EXPORTS: usize = 1024;
+/// Looking for a request longer than this is not looking but waiting.
+const MAX_POLL_US: u32 = 10_000;
 
 /// What a server serves, where, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Config {
     pub max_connections: Option<usize>,
     /// The most memory that all clients together can make the server take.
     pub max_memory: Option<ByteCount>,
+    /// How long a client's next small request is looked for before its thread sleeps, in microseconds.
+    pub poll_max_us: Option<u32>,
     /// Where the server's figures are told: a Unix socket, or a loopback address.
     pub metrics: Option<Address>,
     /// The exports; at least one.
@@ -119,6 +123,7 @@ impl Config {
             max_kdf_memory: file.max_kdf_memory.as_deref().map(size).transpose()?,
             max_connections: file.max_connections,
             max_memory: file.max_memory.as_deref().map(size).transpose()?,
+            poll_max_us: file.poll_max_us,
             metrics: file.metrics.map(|listen| listen.address(directory)).transpose()?,
             exports: file.export.into_iter().map(|export| export.check(directory)).collect::<Result<_>>()?,
         };
@@ -138,6 +143,9 @@ impl Config {
         }
         if self.max_connections == Some(0) {
             return Err(invalid("a server with no connections is of no use".to_owned()));
+        }
+        if self.poll_max_us.is_some_and(|micros| micros > MAX_POLL_US) {
+            return Err(invalid(format!("a poll may last {MAX_POLL_US} microseconds at most")));
         }
         for address in &self.listen {
             self.check_address(address)?;
@@ -198,6 +206,7 @@ struct File {
     max_kdf_memory: Option<String>,
     max_connections: Option<usize>,
     max_memory: Option<String>,
+    poll_max_us: Option<u32>,
     metrics: Option<Listen>,
     #[serde(default)]
     export: Vec<Export>,

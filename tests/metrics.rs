@@ -328,6 +328,61 @@ fn a_request_that_waits_for_a_worker_shows_in_the_queue() {
     assert!(quick.abs() < 1e-9, "{quick}");
 }
 
+#[test]
+fn the_next_small_request_is_looked_for_while_cpus_are_left() {
+    let limits = Limits { cpus: 2, poll: support::PATIENCE, ..Limits::default() };
+    let running = Running::start(limits);
+    let polled = |running: &Running, found, in_vain| {
+        let name = |found| format!("hostveil_polls_total{{export=\"disk\",found=\"{found}\"}}");
+        expect(&scrape(running), &[(&name(true), found), (&name(false), in_vain)]);
+    };
+    let ask = |client: &mut Client, len| {
+        client.send(&request(READ, 0, GOOD, len));
+        assert_eq!(client.reply(), (0, 0));
+        client.data(len as usize, pattern(GOOD));
+    };
+    let mut client = running.attach();
+    for _ in 0..50 {
+        ask(&mut client, 16 << 10);
+    }
+    polled(&running, 50.0, 0.0);
+    // Nobody looks for what follows a larger one.
+    ask(&mut client, 20 << 10);
+    ask(&mut client, 4096);
+    polled(&running, 51.0, 0.0);
+    // A thread that looks for a request of one client has the half of two CPUs.
+    let mut second = running.attach();
+    ask(&mut second, 4096);
+    ask(&mut second, 4096);
+    polled(&running, 51.0, 0.0);
+
+    for (cpus, poll) in [(1, support::PATIENCE), (2, Duration::ZERO)] {
+        let running = Running::start(Limits { cpus, poll, ..limits });
+        let mut client = running.attach();
+        ask(&mut client, 4096);
+        ask(&mut client, 4096);
+        polled(&running, 0.0, 0.0);
+    }
+}
+
+#[test]
+fn looking_in_vain_ends_and_the_request_that_comes_later_is_served() {
+    let poll = Duration::from_millis(50);
+    let running = Running::start(Limits { cpus: 2, poll, ..Limits::default() });
+    let mut client = running.attach();
+    let mut ask_in_pieces = || {
+        for piece in request(READ, 7, GOOD, 4096).chunks(9) {
+            client.send(piece);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(client.reply(), (7, 0));
+        client.data(4096, pattern(GOOD));
+    };
+    ask_in_pieces();
+    scrape_until(&running, "hostveil_polls_total{export=\"disk\",found=\"false\"}", 1.0);
+    ask_in_pieces();
+}
+
 // -------------------------------------------------------------------------- bad manners
 
 #[test]

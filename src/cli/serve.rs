@@ -38,8 +38,8 @@ pub(super) struct Args {
 
     /// Serve what this TOML file says: one export or several
     #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "header", "KeyArgs", "socket", "listen",
-        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory", "metrics",
-        "max_kdf_memory", "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode",
+        "socket_group", "name", "clients", "list", "tls_certificates", "max_connections", "max_memory",
+        "poll_max_us", "metrics", "max_kdf_memory", "require_authenticated_header", "kind", "uuid", "anchor", "anchor_mode",
         "sealed_memory", "read_only", "discard"])]
     config: Option<PathBuf>,
 
@@ -83,6 +83,11 @@ pub(super) struct Args {
     /// Memory that all clients together can make the server take [default: 256M]
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<ByteCount>,
+
+    /// Look for a client's next small request for so many microseconds before sleeping; 0: sleep at once
+    /// [default: 100]
+    #[arg(long, value_name = "N")]
+    poll_max_us: Option<u32>,
 
     #[command(flatten)]
     key: KeyArgs,
@@ -206,6 +211,7 @@ impl Args {
             max_kdf_memory: self.max_kdf_memory,
             max_connections: self.max_connections.map(usize::from),
             max_memory: self.max_memory,
+            poll_max_us: self.poll_max_us,
             metrics: self.metrics.clone(),
             exports: vec![export],
         })

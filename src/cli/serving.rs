@@ -2,6 +2,7 @@
 //! until the end.
 
 use std::path::Path;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -87,6 +88,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         connections: config.max_connections.unwrap_or(defaults.connections),
         memory: config.max_memory.map_or(defaults.memory, |size| size.to_usize().unwrap_or(usize::MAX)),
+        poll: config.poll_max_us.map_or(defaults.poll, |micros| Duration::from_micros(u64::from(micros))),
         ..defaults
     }
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 
 use crate::error::Result;
 
@@ -18,10 +18,10 @@ use super::tls::{Session, TlsConfig};
 /// the client reads them: with 4 MiB, four connections reading 1 MiB at a time get a quarter less.
 const SEND_BUFFER: usize = 512 << 10;
 
-/// Whether a send may sleep until the peer has made room.
+/// Whether a send may sleep until the peer has made room, and a receive until it has sent something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// Wait for room.
+    /// Wait.
     Wait,
     /// Fail with [`io::ErrorKind::WouldBlock`] instead.
     Now,
@@ -86,10 +86,10 @@ impl Stream {
     }
 
     /// Receives into `parts` in order; 0 at the end of the stream.
-    pub fn receive(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub fn receive(&self, parts: &mut [IoSliceMut<'_>], patience: Patience) -> io::Result<usize> {
         match self.tls.get() {
-            None => self.socket.receive(parts),
-            Some(secured) => secured.session.receive(&self.socket, parts),
+            None => self.socket.receive(parts, patience),
+            Some(secured) => secured.session.receive(&self.socket, parts, patience),
         }
     }
 
@@ -163,9 +163,16 @@ impl Stream {
 }
 
 impl Socket {
-    pub(super) fn receive(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub(super) fn receive(&self, parts: &mut [IoSliceMut<'_>], patience: Patience) -> io::Result<usize> {
         loop {
-            match rustix::io::readv(&self.fd, parts) {
+            let received = match patience {
+                Patience::Wait => rustix::io::readv(&self.fd, parts),
+                Patience::Now => {
+                    let (mut none, flags) = (RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT);
+                    rustix::net::recvmsg(&self.fd, parts, &mut none, flags).map(|message| message.bytes)
+                }
+            };
+            match received {
                 Err(Errno::INTR) => {}
                 result => return Ok(result?),
             }

@@ -8,7 +8,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard};
 use std::thread::{Builder, Scope};
 
 use crate::block::Buffer;
@@ -19,6 +19,7 @@ use super::credits::{Credit, Credits};
 use super::ending::Ended;
 use super::limits::cost;
 use super::placement::is_large;
+use super::polling::Polling;
 use super::receiver::Receiver;
 use super::session::{Session, buffer_len};
 
@@ -27,6 +28,10 @@ const GATHER: usize = 32;
 /// ... and so many bytes of requests' data: beyond that a system call costs nothing beside the copying,
 /// and what lies in the CPU's cache should leave before it is pushed out.
 const GATHER_BYTES: usize = 128 << 10;
+
+/// After a request of so many bytes or fewer the next one is looked for before its thread sleeps: beside
+/// more, a wake-up is little, and what looks for it takes away from who prepares it.
+const POLLED: usize = 16 << 10;
 
 /// A connection's threads are at most so many, and those of all connections as many as there are CPUs,
 /// but for each connection's first.
@@ -49,6 +54,9 @@ struct Turn<'a> {
     /// Requests since the last send, and how much data they move.
     gathered: usize,
     bytes: usize,
+    /// How much data the last one moves.
+    last: usize,
+    polling: Polling,
     /// How it ended.
     ended: Option<io::Result<Ended>>,
 }
@@ -66,7 +74,8 @@ pub(super) fn serve(
     receiver: &mut Receiver,
     credits: &Arc<Credits>,
 ) -> io::Result<Ended> {
-    let turn = Turn { receiver, gathered: 0, bytes: 0, ended: None };
+    let polling = Polling::new(session.shared.limits.poll);
+    let turn = Turn { receiver, gathered: 0, bytes: 0, last: 0, polling, ended: None };
     let crew = Crew {
         session,
         credits,
@@ -79,15 +88,12 @@ pub(super) fn serve(
     turn.ended.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
 }
 
-impl Crew<'_> {
+impl<'a> Crew<'a> {
     /// What each of the threads does, until the connection ends.
     fn work<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>) {
         loop {
-            self.waiting.fetch_add(1, Ordering::Relaxed);
-            let turn = self.turn.lock();
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
             // Poisoned: the thread that held it had a fault, and ends the connection.
-            let Ok(mut turn) = turn else { return };
+            let Ok(mut turn) = self.wait_for_turn() else { return };
             let Some(large) = self.read_until_large(&mut turn, scope) else { return };
             drop(turn);
             let carried = AssertUnwindSafe(|| self.carry_out(large));
@@ -96,6 +102,14 @@ impl Crew<'_> {
             }
             self.session.outbox.send();
         }
+    }
+
+    fn wait_for_turn(&self) -> LockResult<MutexGuard<'_, Turn<'a>>> {
+        let _asleep = self.session.shared.busy.sleep();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let turn = self.turn.lock();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        turn
     }
 
     /// Reads and carries out requests until one should run beside the next: that one, or `None` when the
@@ -157,6 +171,24 @@ impl Crew<'_> {
         self.session.reply(self.session.execute(&request, data, None), credit);
     }
 
+    /// Waits for the next request's header, or the stream's end: awake for a moment, if that is worth it.
+    fn wait_for_header(&self, turn: &mut Turn<'_>, header_len: usize) -> io::Result<()> {
+        let busy = &self.session.shared.busy;
+        if turn.last <= POLLED
+            && busy.leaves_room()
+            && let Some(window) = turn.polling.next_try()
+        {
+            let found = turn.receiver.poll(header_len, window)?;
+            turn.polling.ended(found);
+            self.session.figures().polled(found);
+            if found {
+                return Ok(());
+            }
+        }
+        let _asleep = busy.sleep();
+        turn.receiver.header(header_len).map(drop)
+    }
+
     /// Reads one request; `None` if it is refused.
     fn read_one(&self, turn: &mut Turn<'_>) -> Result<Option<Received>, io::Result<Ended>> {
         let session = self.session;
@@ -168,6 +200,9 @@ impl Crew<'_> {
         {
             session.outbox.send();
             (turn.gathered, turn.bytes) = (0, 0);
+        }
+        if turn.receiver.buffered().len() < header_len {
+            self.wait_for_header(turn, header_len).map_err(Err)?;
         }
         let header = turn.receiver.header(header_len).map_err(Err)?;
         let Some(admission) = header.and_then(|header| transmission.admit(header)) else {
@@ -193,7 +228,8 @@ impl Crew<'_> {
         };
         match admitted {
             Ok(request) => {
-                turn.bytes += buffer_len(&request.command);
+                turn.last = buffer_len(&request.command);
+                turn.bytes += turn.last;
                 let credit = session.admit(self.credits, cost(&request.command));
                 session.figures().admitted(&request.command);
                 let data = session.receive_data(turn.receiver, &request).map_err(Err)?;
@@ -204,62 +240,5 @@ impl Crew<'_> {
                 Ok(None)
             }
         }
-    }
-}
-
-/// Counts the threads of all connections in transmission, to compare them with the CPUs.
-pub(super) struct Busy {
-    threads: AtomicUsize,
-    cpus: usize,
-}
-
-/// A counted thread; counts no more on drop.
-pub(super) struct Counted<'a>(&'a Busy);
-
-impl Busy {
-    pub(super) fn new(cpus: usize) -> Self {
-        Self { threads: AtomicUsize::new(0), cpus }
-    }
-
-    /// Counts a connection's first thread.
-    pub(super) fn enter(&self) -> Counted<'_> {
-        self.threads.fetch_add(1, Ordering::Relaxed);
-        Counted(self)
-    }
-
-    /// Counts one more, if there is a CPU for it.
-    fn try_enter(&self) -> Option<Counted<'_>> {
-        let one_more = |threads| (threads < self.cpus).then_some(threads + 1);
-        self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(Counted(self))
-    }
-
-    /// Whether there are more threads than CPUs.
-    fn is_crowded(&self) -> bool {
-        self.threads.load(Ordering::Relaxed) > self.cpus
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.threads.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn threads_are_added_only_while_there_are_cpus_for_them() {
-        let busy = Busy::new(2);
-        let first = busy.enter();
-        let second = busy.try_enter();
-        assert!(second.is_some() && !busy.is_crowded() && busy.try_enter().is_none());
-        let another = busy.enter();
-        assert!(busy.is_crowded(), "a connection's first thread is never refused");
-        drop((first, second));
-        assert!(!busy.is_crowded() && busy.try_enter().is_some());
-        drop(another);
     }
 }

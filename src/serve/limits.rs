@@ -41,6 +41,9 @@ pub struct Limits {
     /// CPUs that the server may use; by default all that it could when this was made. In the sandbox it
     /// cannot tell any more.
     pub cpus: usize,
+    /// How long a connection's thread looks for the next small request before it sleeps; zero: it sleeps
+    /// at once.
+    pub poll: Duration,
     /// How long a client may take for the whole handshake.
     pub handshake: Duration,
     /// How long a request that has begun to arrive may stand still. Between requests an attached
@@ -64,6 +67,7 @@ impl Default for Limits {
             memory: 256 << 20,
             workers: 16,
             cpus: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            poll: Duration::from_micros(100),
             handshake: Duration::from_secs(30),
             stall: Duration::from_secs(60),
             reply: Duration::from_secs(60),

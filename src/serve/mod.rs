@@ -12,6 +12,7 @@
 
 mod access;
 mod budget;
+mod busy;
 mod credits;
 mod crew;
 mod ending;
@@ -22,6 +23,7 @@ mod negotiate;
 mod outbox;
 mod pace;
 mod placement;
+mod polling;
 mod receiver;
 mod refusals;
 mod registry;

@@ -6,10 +6,10 @@
 
 use std::io::{self, IoSliceMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::nbd::MAX_BUFFERED;
-use crate::net::Stream;
+use crate::net::{Patience, Stream};
 
 use super::pace::Pace;
 
@@ -62,6 +62,10 @@ impl Receiver {
     /// Those of the socket; `UnexpectedEof` when the stream ends in the middle of the `count` bytes;
     /// `InvalidInput` for a `count` larger than the buffer.
     pub(super) fn fill(&mut self, count: usize) -> io::Result<bool> {
+        self.fill_with(count, Patience::Wait)
+    }
+
+    fn fill_with(&mut self, count: usize, patience: Patience) -> io::Result<bool> {
         if count > self.buffer.len() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -70,13 +74,30 @@ impl Receiver {
             (self.start, self.end) = (0, self.end - self.start);
         }
         while self.end - self.start < count {
-            match self.stream.receive(&mut [IoSliceMut::new(&mut self.buffer[self.end..])])? {
+            match self.stream.receive(&mut [IoSliceMut::new(&mut self.buffer[self.end..])], patience)? {
                 0 if self.start == self.end => return Ok(false),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 received => self.end += received,
             }
         }
         Ok(true)
+    }
+
+    /// Looks for `len` bytes for as long as `window`, without sleeping. `true` when they are buffered,
+    /// or when the stream has ended.
+    pub(super) fn poll(&mut self, len: usize, window: Duration) -> io::Result<bool> {
+        let began = Instant::now();
+        loop {
+            match self.fill_with(len, Patience::Now) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map(|_| true),
+            }
+            if began.elapsed() >= window {
+                return Ok(false);
+            }
+            // The client may be waiting for this CPU.
+            std::thread::yield_now();
+        }
     }
 
     /// The next `len` bytes, those of a request's header, which are not consumed. `None` at the stream's
@@ -107,7 +128,8 @@ impl Receiver {
             // Nothing is buffered here: the loop runs only after the buffer was used up.
             let (rest, buffer) = (&mut into[done..], &mut self.buffer[..behind]);
             let wanted = rest.len();
-            match self.stream.receive(&mut [IoSliceMut::new(rest), IoSliceMut::new(buffer)])? {
+            let mut parts = [IoSliceMut::new(rest), IoSliceMut::new(buffer)];
+            match self.stream.receive(&mut parts, Patience::Wait)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 received if received > wanted => {
                     (self.start, self.end) = (0, received - wanted);

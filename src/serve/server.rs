@@ -16,7 +16,7 @@ use crate::net::{Listener, Stream, TlsConfig};
 
 use super::access::Access;
 use super::budget::Budget;
-use super::crew::Busy;
+use super::busy::Busy;
 use super::limits::{Limits, Shares};
 use super::metrics::{Endpoint, Metrics};
 use super::refusals::{Kind, Peer, Refusals};

@@ -2,6 +2,7 @@
 //!
 //! strace makes every call that it sees slow, and a server that finds its disk slow hands requests to
 //! workers. So it does not see those that the disk's time consists of: the kernel counts these itself.
+//! Nor does the server look for requests before it sleeps: how often would be the client's doing.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -121,7 +122,7 @@ fn cheapest(command: u16, depth: u64) -> Calls {
     let mut wrapper = vec![strace.to_str().unwrap()];
     wrapper.extend(words.split(' '));
     wrapper.push(path.to_str().unwrap());
-    let server = volume.serve().wrapped(&wrapper).start();
+    let server = volume.serve().arg("--poll-max-us=0").wrapped(&wrapper).start();
     let mut client = Client::connect(&server);
     mark(&mut client);
     trace.up_to_mark();

@@ -83,7 +83,7 @@ impl Session {
         }
         socket.set_receive_deadline(Some(left)).map_err(lost)?;
         let mut incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-        match incoming.fill(socket) {
+        match incoming.fill(socket, Patience::Wait) {
             Ok(0) => return Err(Error::new(ErrorKind::Io, "the client left during the TLS handshake")),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -107,7 +107,12 @@ impl Session {
     }
 
     /// Receives plaintext into `parts`, in order; 0 at the end of the stream.
-    pub(in crate::net) fn receive(&self, socket: &Socket, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub(in crate::net) fn receive(
+        &self,
+        socket: &Socket,
+        parts: &mut [IoSliceMut<'_>],
+        patience: Patience,
+    ) -> io::Result<usize> {
         let mut incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match self.lock().reader().read_vectored(parts) {
@@ -116,7 +121,7 @@ impl Session {
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 result => return result,
             }
-            if incoming.start == incoming.end && incoming.fill(socket)? == 0 {
+            if incoming.start == incoming.end && incoming.fill(socket, patience)? == 0 {
                 return Ok(0);
             }
             self.take_in(&mut incoming).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
@@ -182,9 +187,9 @@ impl Session {
 
 impl Incoming {
     /// Receives more ciphertext; called when all was taken.
-    fn fill(&mut self, socket: &Socket) -> io::Result<usize> {
+    fn fill(&mut self, socket: &Socket, patience: Patience) -> io::Result<usize> {
         (self.start, self.end) = (0, 0);
-        self.end = socket.receive(&mut [IoSliceMut::new(&mut self.bytes)])?;
+        self.end = socket.receive(&mut [IoSliceMut::new(&mut self.bytes)], patience)?;
         Ok(self.end)
     }
 }

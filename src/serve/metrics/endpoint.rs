@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use crate::net::{Listener, Stream};
+use crate::net::{Listener, Patience, Stream};
 
 use super::text::Now;
 use crate::serve::server::Shared;
@@ -161,7 +161,7 @@ fn linger(stream: &Stream, deadline: Instant) {
 
 fn receive(stream: &Stream, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
     stream.set_receive_deadline(Some(left(deadline)?))?;
-    stream.receive(&mut [IoSliceMut::new(into)])
+    stream.receive(&mut [IoSliceMut::new(into)], Patience::Wait)
 }
 
 fn left(deadline: Instant) -> io::Result<Duration> {
@@ -178,7 +178,7 @@ struct Timed<'a> {
 impl Write for Timed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.set_send_deadline(Some(left(self.deadline)?))?;
-        self.stream.send(&[io::IoSlice::new(bytes)], crate::net::Patience::Wait)
+        self.stream.send(&[io::IoSlice::new(bytes)], Patience::Wait)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -48,6 +48,9 @@ pub(super) struct ExportMetrics {
     bytes: [Counter; COMMANDS.len()],
     refused: [Counter; NbdErrno::ALL.len()],
     failed: [Counter; NbdErrno::ALL.len()],
+    /// How often the next request was looked for before the thread that waits for it slept: in vain, and
+    /// not in vain.
+    polls: [Counter; 2],
     /// From when a request was there as a whole until it began to be carried out.
     pub(super) queue: Histogram,
     /// How long that took.
@@ -124,9 +127,15 @@ impl ExportMetrics {
             bytes: Default::default(),
             refused: Default::default(),
             failed: Default::default(),
+            polls: Default::default(),
             queue: Histogram::default(),
             service: Histogram::default(),
         }
+    }
+
+    /// The next request was looked for.
+    pub(super) fn polled(&self, found: bool) {
+        self.polls[usize::from(found)].add(1);
     }
 
     /// A request was admitted.

@@ -88,6 +88,9 @@ impl Metrics {
         self.each(|export| by_error(out, "hostveil_requests_refused_total", export, &export.refused))?;
         family(out, "hostveil_request_errors_total", "counter", "Requests that failed.")?;
         self.each(|export| by_error(out, "hostveil_request_errors_total", export, &export.failed))?;
+        let polls = "How often the next request was looked for before its thread slept.";
+        family(out, "hostveil_polls_total", "counter", polls)?;
+        self.each(|export| by_found(out, "hostveil_polls_total", export, &export.polls))?;
         let queue = "From when a request had arrived whole until it began to be carried out.";
         family(out, "hostveil_request_queue_seconds", "histogram", queue)?;
         self.each(|export| histogram(out, "hostveil_request_queue_seconds", export, &export.queue))?;
@@ -113,6 +116,17 @@ fn by_command(out: &mut dyn Write, name: &str, export: &ExportMetrics, counts: &
 fn by_error(out: &mut dyn Write, name: &str, export: &ExportMetrics, counts: &[Counter]) -> io::Result<()> {
     NbdErrno::ALL.iter().zip(counts).try_for_each(|(error, count)| {
         writeln!(out, "{name}{{export=\"{}\",error=\"{}\"}} {}", export.label, error.name(), count.get())
+    })
+}
+
+fn by_found(
+    out: &mut dyn Write,
+    name: &str,
+    export: &ExportMetrics,
+    counts: &[Counter; 2],
+) -> io::Result<()> {
+    [false, true].iter().zip(counts).try_for_each(|(found, count)| {
+        writeln!(out, "{name}{{export=\"{}\",found=\"{found}\"}} {}", export.label, count.get())
     })
 }
 
