@@ -36,7 +36,12 @@ impl Session {
         match config.0 {}
     }
 
-    pub(in crate::net) fn receive(&self, _: &Socket, _: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub(in crate::net) fn receive(
+        &self,
+        _: &Socket,
+        _: &mut [IoSliceMut<'_>],
+        _: Patience,
+    ) -> io::Result<usize> {
         match self.0 {}
     }
 

@@ -14,6 +14,9 @@ use crate::interrupt;
 pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
 const DISC: u16 = 2;
+const FLUSH: u16 = 3;
+/// proto.md, Transmission flags.
+const SEND_FLUSH: u16 = 1 << 2;
 /// proto.md, Option types and Option reply types.
 const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
@@ -33,6 +36,7 @@ pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     /// Bytes of the export.
     pub(crate) size: u64,
+    flags: u16,
 }
 
 impl Client {
@@ -41,7 +45,7 @@ impl Client {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let mut client = Self { stream, size: 0 };
+        let mut client = Self { stream, size: 0, flags: 0 };
         client.negotiate()?;
         Ok(client)
     }
@@ -66,8 +70,9 @@ impl Client {
             self.stream.read_exact(&mut data)?;
             match (word(12), data.as_slice()) {
                 (REP_ACK, _) => return Ok(()),
-                (REP_INFO, [0, 0, size @ ..]) if size.len() >= 8 => {
-                    self.size = u64::from_be_bytes(std::array::from_fn(|i| size[i]));
+                (REP_INFO, [0, 0, info @ ..]) if info.len() >= 10 => {
+                    self.size = u64::from_be_bytes(std::array::from_fn(|i| info[i]));
+                    self.flags = u16::from_be_bytes([info[8], info[9]]);
                 }
                 (REP_INFO, _) => {}
                 _ => return Err(odd("no default export")),
@@ -96,6 +101,16 @@ impl Client {
             at += part as u64;
         }
         Ok(())
+    }
+
+    /// Makes durable what has been written, if the server knows of such a thing.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        if self.flags & SEND_FLUSH == 0 {
+            return Ok(());
+        }
+        let sent = self.stream.write_all(&request(FLUSH, 0, 0, 0));
+        let done = sent.and_then(|()| reply(&mut &self.stream));
+        done.map(drop).map_err(|e| Error::io("cannot flush a disk", e))
     }
 
     fn write(&mut self, at: u64, data: &[u8]) -> io::Result<()> {

@@ -31,6 +31,11 @@ round; and how many seconds of processor time the server itself spent on a GiB.
 With --aged each disk is overwritten by fio beforehand, every block of 4 KiB once, in a random order, and again
 wherever a workload has written in order since: each finds a disk that was written at random.
 
+With --durable what is written counts as written when it is durable: each workload that writes ends with a flush,
+which counts in its time, and before each run all disks are flushed, which does not. On disks that --disks puts on a
+real medium, that is what is to be compared: without it, a server that leaves everything to the page cache has
+done the smaller half of the work. The workloads of qemu-img that write cannot count a flush and are left out.
+
 Servers: plain, hostveil-luks, hostveil-luks-512, hostveil-sealed, hostveil-sealed-aegis, qemu-raw,
 qemu-luks, nbdkit-file, nbdkit-memory, nbdkit-luks. Clients: nbdcopy, fio, qemu-img. What is missing is left out, and named with its package.
 
@@ -38,7 +43,8 @@ Examples:
   hostveil-bench peers
   hostveil-bench peers --servers hostveil-luks,qemu-luks --work randread --rounds 5
   hostveil-bench peers --base nbdkit-file --size 1GiB --json > peers.json
-  hostveil-bench peers --aged --servers hostveil-luks,hostveil-sealed --base hostveil-luks --work 'fio read'";
+  hostveil-bench peers --aged --servers hostveil-luks,hostveil-sealed --base hostveil-luks --work 'fio read'
+  hostveil-bench peers --durable --disks /srv/disks --servers hostveil-luks,hostveil-sealed --base hostveil-luks";
 
 /// Without --servers.
 const DEFAULT: [&str; 9] = [
@@ -71,6 +77,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) aged: bool,
 
+    /// Count what it takes until written data is durable: workloads that write end with a flush
+    #[arg(long)]
+    pub(crate) durable: bool,
+
     #[command(flatten)]
     pub(crate) timing: Timing,
 
@@ -92,7 +102,7 @@ const AGEING_RATE: u64 = 100 << 20;
 impl Args {
     /// How long it will take, about.
     pub(crate) fn expected(&self) -> Duration {
-        let works = || WORKLOADS.iter().filter(|work| work.name.contains(&self.work));
+        let works = || WORKLOADS.iter().filter(|work| self.includes(work));
         let servers = self.servers.servers.as_ref().map_or(DEFAULT.len(), Vec::len);
         let times = |count: usize| u32::try_from(count * servers).unwrap_or(u32::MAX);
         let rounds = usize::from(self.timing.rounds);
@@ -103,6 +113,11 @@ impl Args {
         measuring + self.ageing() * agings
     }
 
+    /// Whether it is asked for.
+    fn includes(&self, work: &Workload) -> bool {
+        work.name.contains(&self.work) && (work.can_end_durably() || !self.durable)
+    }
+
     /// How long it takes to age a disk, about.
     fn ageing(&self) -> Duration {
         Duration::from_secs(self.servers.size.0 / AGEING_RATE) + START
@@ -110,7 +125,7 @@ impl Args {
 
     /// The workloads whose clients there are, and what is left out.
     fn workloads(&self) -> Result<(Vec<&'static Workload>, Vec<String>)> {
-        let named: Vec<_> = WORKLOADS.iter().filter(|work| work.name.contains(&self.work)).collect();
+        let named: Vec<_> = WORKLOADS.iter().filter(|work| self.includes(work)).collect();
         if named.is_empty() {
             let names: Vec<_> = WORKLOADS.iter().map(|work| work.name).collect();
             let what = format!("no workload has '{}' in its name", self.work);
@@ -133,18 +148,20 @@ impl Args {
     /// In what state the disks are, as far as it is one for all that is measured on them.
     fn disks(&self) -> String {
         let state = if self.aged { "aged by random writes" } else { "written in order" };
-        format!("disks of {}, {state}", self.servers.size)
+        let durable = if self.durable { ", writes until they are durable" } else { "" };
+        format!("disks of {}, {state}{durable}", self.servers.size)
     }
 
     /// The command that does the same again on these servers.
     fn command(&self, servers: &[&str]) -> String {
         format!(
-            "hostveil-bench peers {} --base {} --rounds {} --seconds {}{}{}",
+            "hostveil-bench peers {} --base {} --rounds {} --seconds {}{}{}{}",
             self.servers.options(servers),
             self.base,
             self.timing.rounds,
             self.timing.seconds.as_secs_f64(),
             if self.aged { " --aged" } else { "" },
+            if self.durable { " --durable" } else { "" },
             if self.work.is_empty() { String::new() } else { format!(" --work '{}'", self.work) }
         )
     }
@@ -253,8 +270,11 @@ impl<'a> Bench<'a> {
         if work.effect() == Effect::InOrder {
             self.aged.remove(&server.name);
         }
+        if self.args.durable {
+            self.servers.iter().try_for_each(|server| server.connect()?.flush())?;
+        }
         let before = server.cpu()?;
-        let sample = work.run(server, &self.source, self.args.timing.seconds);
+        let sample = work.run(server, &self.source, self.args.timing.seconds, self.args.durable);
         self.progress.done(self.args.timing.seconds + START);
         let cpu = server.cpu()?.saturating_sub(before);
         let measured = Measured { sample: sample?, cpu, before: self.results.len() };
@@ -329,5 +349,5 @@ fn detail(args: &Args, results: &Results) -> Value {
             "p99_us": measured.sample.p99,
         })
     });
-    json!({ "aged": args.aged, "runs": runs.collect::<Vec<_>>() })
+    json!({ "aged": args.aged, "durable": args.durable, "runs": runs.collect::<Vec<_>>() })
 }

@@ -123,13 +123,26 @@ impl Workload {
         }
     }
 
+    /// Whether it can end with a flush that counts in its time; what only reads has none to do.
+    pub(crate) fn can_end_durably(&self) -> bool {
+        // qemu-img has stopped the clock by then.
+        !matches!(self.tool, Tool::QemuImg { write: true, .. })
+    }
+
     /// Whether its requests are so small that their number matters, not their bytes.
     pub(crate) fn is_small(&self) -> bool {
         self.name.contains(" 4k ")
     }
 
     /// Runs it once. `source` holds as many bytes as the disk; `time` is for the clients that take one.
-    pub(crate) fn run(&self, server: &Server, source: &Path, time: Duration) -> Result<Sample> {
+    /// `durable`: a flush of what it has written counts in its time.
+    pub(crate) fn run(
+        &self,
+        server: &Server,
+        source: &Path,
+        time: Duration,
+        durable: bool,
+    ) -> Result<Sample> {
         let size = server.size;
         match self.tool {
             Tool::Nbdcopy { write, connections } => {
@@ -137,6 +150,7 @@ impl Workload {
                 command.args(["--request-size=1048576", "--requests=16"]);
                 command.arg(format!("--connections={connections}"));
                 if write {
+                    command.args(durable.then_some("--flush"));
                     command.arg(source).arg(server.uri());
                 } else {
                     command.args([server.uri().as_str(), "null:"]);
@@ -148,6 +162,7 @@ impl Workload {
             Tool::Fio { rw, block, depth, jobs, flush } => {
                 let mut command = fio_command(server, [rw, block], depth, jobs, time);
                 command.args((flush > 0).then(|| format!("--fsync={flush}")));
+                command.args((durable && rw.contains("write")).then_some("--end_fsync=1"));
                 let output = Child::run(command, PATIENCE)?;
                 fio_sample(&output, rw.contains("write")).ok_or_else(|| not_understood("fio", &output))
             }

@@ -177,6 +177,7 @@ impl Plan {
             work: workloads,
             base: args.base.clone(),
             aged: false,
+            durable: false,
             timing: timing.clone(),
             json: false,
         };
@@ -226,6 +227,7 @@ fn aged(servers: server::Args, timing: &Timing) -> peers::Args {
         work: work.to_owned(),
         base: names[0].to_owned(),
         aged: true,
+        durable: false,
         timing: Timing { rounds: timing.rounds.min(most_rounds), seconds: timing.seconds },
         json: false,
     }
