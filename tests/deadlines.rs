@@ -85,6 +85,8 @@ fn a_client_that_does_not_read_its_replies_starves_nobody() {
     let large = request(READ, 1, GOOD, 32 << 20);
     let mut deaf = running.attach();
     deaf.send(&large);
+    // From here on it is this one's reply that holds the memory.
+    assert_eq!(deaf.reply(), (1, 0));
     // The other's small requests have room of their own all the while.
     let mut other = running.attach();
     other.reads_well();

@@ -1,20 +1,23 @@
 //! [`serve`]: the transmission phase of one connection, by one thread or a few that take turns at reading.
 //!
 //! Whoever holds the turn reads requests, and carries out what takes no longer than copies and ciphers
-//! itself: small requests with the turn in hand, since passing it costs a wake-up. A large one it carries
-//! out after passing the turn on, so that the next request is received and carried out beside it on
-//! another CPU. No request changes threads: what one has received is in its CPU's cache.
+//! itself: small requests with the turn in hand, since passing it costs a wake-up. A large one, or a few
+//! large writes together ([`Batch`]), it carries out after passing the turn on, so that the next request is
+//! received and carried out beside it on another CPU. No request changes threads: what one has received is
+//! in its CPU's cache.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LockResult, Mutex, MutexGuard};
 use std::thread::{Builder, Scope};
+use std::time::Instant;
 
 use crate::block::Buffer;
 use crate::nbd::wire::STATUS_PAYLOAD_LEN;
 use crate::nbd::{Admission, Command, Request};
 
+use super::batch::Batch;
 use super::credits::{Credit, Credits};
 use super::ending::Ended;
 use super::limits::cost;
@@ -66,6 +69,8 @@ struct Received {
     request: Request,
     data: Option<Buffer>,
     credit: Credit,
+    /// When its data began to arrive, if it has much.
+    since: Option<Instant>,
 }
 
 /// Reads requests until the stream ends, and carries them out or hands them to the workers.
@@ -91,12 +96,16 @@ pub(super) fn serve(
 impl<'a> Crew<'a> {
     /// What each of the threads does, until the connection ends.
     fn work<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>) {
+        let mut batch = Batch::new();
         loop {
             // Poisoned: the thread that held it had a fault, and ends the connection.
             let Ok(mut turn) = self.wait_for_turn() else { return };
-            let Some(large) = self.read_until_large(&mut turn, scope) else { return };
+            self.read_until_large(&mut turn, &mut batch, scope);
             drop(turn);
-            let carried = AssertUnwindSafe(|| self.carry_out(large));
+            if batch.is_empty() {
+                return;
+            }
+            let carried = AssertUnwindSafe(|| self.carry_out_all(&mut batch));
             if catch_unwind(carried).is_err() {
                 self.session.fail();
             }
@@ -112,40 +121,55 @@ impl<'a> Crew<'a> {
         turn
     }
 
-    /// Reads and carries out requests until one should run beside the next: that one, or `None` when the
-    /// connection has ended.
+    /// Reads and carries out requests until some should run beside the next: those are in `batch` then.
+    /// It is empty when the connection has ended.
     fn read_until_large<'scope, 'env>(
         &'env self,
         turn: &mut Turn<'_>,
+        batch: &mut Batch<Received>,
         scope: &'scope Scope<'scope, 'env>,
-    ) -> Option<Received> {
-        while turn.ended.is_none() {
-            match self.read_one(turn) {
+    ) {
+        while turn.ended.is_none() && batch.goes_on(self.more_waits(turn)) {
+            match self.read_one(turn, batch) {
                 Err(ended) => turn.ended = Some(ended),
                 Ok(None) => {}
                 Ok(Some(received)) if !self.session.placement.is_inline(&received.request.command) => {
-                    let Received { request, data, credit } = received;
+                    let Received { request, data, credit, .. } = received;
                     self.session.hand_to_worker(request, data, credit);
                 }
-                Ok(Some(received)) if self.passes_turn(turn, &received.request, scope) => {
-                    return Some(received);
+                Ok(Some(received)) if self.joins(turn, batch, &received.request, scope) => {
+                    let (bytes, since) = (buffer_len(&received.request.command), received.since);
+                    let is_read = received.data.is_none();
+                    batch.push(received, bytes, since.unwrap_or_else(Instant::now));
+                    if is_read {
+                        batch.close();
+                    }
                 }
                 Ok(Some(received)) => self.carry_out(received),
             }
         }
-        None
     }
 
-    /// Whether somebody takes the turn while this thread carries `request` out.
-    fn passes_turn<'scope, 'env>(
+    /// Whether the header of another request has been received.
+    fn more_waits(&self, turn: &Turn<'_>) -> bool {
+        turn.receiver.buffered().len() >= self.session.negotiated.transmission().header_len()
+    }
+
+    /// Whether `request` is carried out after passing the turn, with those of `batch`, or because somebody
+    /// can take it now.
+    fn joins<'scope, 'env>(
         &'env self,
         turn: &Turn<'_>,
+        batch: &Batch<Received>,
         request: &Request,
         scope: &'scope Scope<'scope, 'env>,
     ) -> bool {
-        let header_len = self.session.negotiated.transmission().header_len();
-        let more_wait = turn.receiver.buffered().len() >= header_len;
-        if !more_wait || !is_large(&request.command) || self.session.shared.busy.is_crowded() {
+        is_large(&request.command) && (!batch.is_empty() || self.passes_turn(turn, scope))
+    }
+
+    /// Whether somebody takes the turn while this thread carries a large request out.
+    fn passes_turn<'scope, 'env>(&'env self, turn: &Turn<'_>, scope: &'scope Scope<'scope, 'env>) -> bool {
+        if !self.more_waits(turn) || self.session.shared.busy.is_crowded() {
             return false;
         }
         self.waiting.load(Ordering::Relaxed) > 0 || self.grow(scope)
@@ -167,8 +191,18 @@ impl<'a> Crew<'a> {
     }
 
     fn carry_out(&self, received: Received) {
-        let Received { request, data, credit } = received;
+        let Received { request, data, credit, .. } = received;
         self.session.reply(self.session.execute(&request, data, None), credit);
+    }
+
+    /// The same with all of `batch`, which is empty then.
+    fn carry_out_all(&self, batch: &mut Batch<Received>) {
+        for (received, ends_half) in batch.take() {
+            self.carry_out(received);
+            if ends_half {
+                self.session.outbox.send();
+            }
+        }
     }
 
     /// Waits for the next request's header, or the stream's end: awake for a moment, if that is worth it.
@@ -189,8 +223,13 @@ impl<'a> Crew<'a> {
         turn.receiver.header(header_len).map(drop)
     }
 
-    /// Reads one request; `None` if it is refused.
-    fn read_one(&self, turn: &mut Turn<'_>) -> Result<Option<Received>, io::Result<Ended>> {
+    /// Reads one request; `None` if it is refused. Before it waits for anything but the data of a write, what is
+    /// in `batch` is carried out: others may wait for that, or for the memory that it holds.
+    fn read_one(
+        &self,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch<Received>,
+    ) -> Result<Option<Received>, io::Result<Ended>> {
         let session = self.session;
         let transmission = session.negotiated.transmission();
         let header_len = transmission.header_len();
@@ -210,6 +249,9 @@ impl<'a> Crew<'a> {
         };
         turn.receiver.consume(header_len);
         turn.gathered += 1;
+        if !is_write(&admission) {
+            self.carry_out_all(batch);
+        }
         let admitted = match admission {
             Admission::Accept(Request { command: Command::Disc, .. }) => {
                 // It is not gone before what it has asked for is done.
@@ -230,10 +272,15 @@ impl<'a> Crew<'a> {
             Ok(request) => {
                 turn.last = buffer_len(&request.command);
                 turn.bytes += turn.last;
-                let credit = session.admit(self.credits, cost(&request.command));
+                let cost = cost(&request.command);
+                let credit = self.credits.try_admit(cost).unwrap_or_else(|| {
+                    self.carry_out_all(batch);
+                    session.admit(self.credits, cost)
+                });
                 session.figures().admitted(&request.command);
+                let since = is_large(&request.command).then(Instant::now);
                 let data = session.receive_data(turn.receiver, &request).map_err(Err)?;
-                Ok(Some(Received { request, data, credit }))
+                Ok(Some(Received { request, data, credit, since }))
             }
             Err(refusal) => {
                 session.refuse(turn.receiver, self.credits, &refusal).map_err(Err)?;
@@ -241,4 +288,8 @@ impl<'a> Crew<'a> {
             }
         }
     }
+}
+
+fn is_write(admission: &Admission) -> bool {
+    matches!(admission, Admission::Accept(Request { command: Command::Write { .. }, .. }))
 }

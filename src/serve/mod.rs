@@ -11,6 +11,7 @@
 //! ```
 
 mod access;
+mod batch;
 mod budget;
 mod busy;
 mod credits;

@@ -99,6 +99,61 @@ fn random_writes_come_last_and_servers_take_turns() {
     }
 }
 
+/// Puts programs before those on PATH that note how they were called, and then are those.
+fn logged(place: &Place, programs: &[&str]) -> PathBuf {
+    let (path, log) = (place.path("bin"), place.path("log"));
+    std::fs::create_dir(&path).unwrap();
+    for program in programs {
+        let (log, real) = (log.display(), find(program, program));
+        let script = format!("#!/bin/sh\necho \"{program} $*\" >>'{log}'\nexec {} \"$@\"\n", real.display());
+        std::fs::write(path.join(program), script).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path.join(program), executable).unwrap();
+    }
+    log
+}
+
+/// What a command prints that finds the programs of [`logged`].
+fn json_with_log(place: &Place, args: &str) -> serde_json::Value {
+    let path = format!("{}:/usr/bin:/bin", place.path("bin").display());
+    let output = place.command(args).env("PATH", path).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", failure(&output).1);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// That a flush arrives is the business of the clients: here, that those that write are asked for one.
+#[test]
+fn what_must_be_durable_ends_with_a_flush() {
+    let (fio, nbdcopy) = (find("fio", "fio"), find("nbdcopy", "libnbd-bin"));
+    assert!(fio.is_file() && nbdcopy.is_file());
+    hostveil();
+    let place = Place::new();
+    let log = logged(&place, &["fio", "nbdcopy"]);
+    let args = "peers --json --durable --size 16MiB --disks disks --rounds 1 --seconds 0.1 --base hostveil-luks \
+                --servers hostveil-luks,nbdkit-memory --work 1";
+    let document = json_with_log(&place, args);
+    let result = &document["results"][0];
+    assert_eq!((&result["problems"], &result["detail"]["durable"]), (&serde_json::json!([]), &true.into()));
+    assert_eq!(
+        result["figures"][0]["basis"],
+        "disks of 16 MiB, written in order, writes until they are durable"
+    );
+    assert!(result["command"].as_str().unwrap().contains(" --durable --work '1'"));
+    assert!(runs(result).iter().all(|(work, _)| !work.starts_with("qemu-img bench write")));
+    let calls = std::fs::read_to_string(&log).unwrap();
+    let (mut reads, mut writes) = (0, 0);
+    for call in calls.lines().filter(|call| call.contains("nbd+unix")) {
+        let flushes = call.contains("--end_fsync=1") || call.contains("--flush");
+        // nbdcopy reads into nothing.
+        let is_write =
+            if call.starts_with("fio") { call.contains("write") } else { !call.ends_with("null:") };
+        assert_eq!(flushes, is_write, "{call}");
+        *(if is_write { &mut writes } else { &mut reads }) += 1;
+    }
+    assert!(reads >= 4 && writes >= 4, "{calls}");
+    place.is_clean();
+}
+
 /// The disks' contents are checked by their servers' own tests; here, that fio wrote as much as a disk holds to
 /// each, and again where a workload wrote in order.
 #[test]
@@ -106,22 +161,10 @@ fn disks_are_aged_before_anything_is_measured_on_them() {
     find("fio", "fio");
     hostveil();
     let place = Place::new();
-    // A fio that notes how it was called.
-    let (path, log) = (place.path("bin"), place.path("log"));
-    std::fs::create_dir(&path).unwrap();
-    let script = format!(
-        "#!/bin/sh\necho \"$*\" >>'{}'\nexec {} \"$@\"\n",
-        log.display(),
-        find("fio", "fio").display()
-    );
-    std::fs::write(path.join("fio"), script).unwrap();
-    std::fs::set_permissions(path.join("fio"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let log = logged(&place, &["fio"]);
     let args = "peers --json --aged --size 16MiB --disks disks --rounds 2 --seconds 0.1 --base hostveil-sealed \
                 --servers hostveil-sealed --work 128k";
-    let output =
-        place.command(args).env("PATH", format!("{}:/usr/bin:/bin", path.display())).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", failure(&output).1);
-    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let document = json_with_log(&place, args);
     let result = &document["results"][0];
     assert_eq!((&result["benchmark"], &result["detail"]["aged"]), (&"peers-aged".into(), &true.into()));
     assert_eq!(result["problems"], serde_json::json!([]));
