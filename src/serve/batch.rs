@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn a_batch_ends_when_it_is_old_or_closed() {
         let (mut old, mut closed) = (Batch::new(), batch(1));
-        old.push(0, WRITE, Instant::now() - PATIENCE);
+        old.push(0, WRITE, Instant::now().checked_sub(PATIENCE).unwrap());
         closed.close();
         assert!(!old.goes_on(true) && !closed.goes_on(true));
         assert_eq!(closed.take().count(), 1);
