@@ -89,40 +89,40 @@ fn a_fault_beside_the_reading_thread_ends_its_connection_only() {
     assert!(running.attach(Form::Simple).read(4096, 512).is_ok());
 }
 
-/// `count` writes of 128 KiB from 1 MiB on, each of its own byte, as they arrive.
-fn large_writes(form: Form, count: u8) -> Vec<u8> {
+/// `count` writes of `len` bytes from 1 MiB on, each of its own byte, as they arrive.
+fn large_writes(form: Form, count: u8, len: usize) -> Vec<u8> {
     let one = |number: u8| {
-        let offset = (1 << 20) + u64::from(number) * u64::from(LARGE);
-        write(form, 0, number.into(), offset, &vec![number + 1; LARGE as usize])
+        let offset = (1 << 20) + usize::from(number) * len;
+        write(form, 0, number.into(), offset as u64, &vec![number + 1; len])
     };
     (0..count).flat_map(one).collect()
 }
 
 /// Whether those are on the disk.
-fn are_written(running: &Running, count: u8) -> bool {
+fn are_written(running: &Running, count: u8, len: usize) -> bool {
     let data = running.probe.data.lock().unwrap();
-    let mut places = data[1 << 20..].chunks(LARGE as usize);
+    let mut places = data[1 << 20..].chunks(len);
     (1..=count).all(|byte| places.next().is_some_and(|place| place.iter().all(|b| *b == byte)))
 }
 
-const LARGE: u32 = 128 << 10;
+const LARGE: usize = 128 << 10;
 
 #[test]
 fn large_writes_are_carried_out_when_the_client_leaves_in_the_middle_of_the_next() {
     for form in FORMS {
         let running = Running::start();
-        for rest in [1, 28, 40, LARGE as usize] {
+        for rest in [1, 28, 40, LARGE] {
             running.probe.data.lock().unwrap().fill(0);
             let mut client = running.attach(form);
-            let all = large_writes(form, 4);
-            let three = large_writes(form, 3).len();
+            let all = large_writes(form, 4, LARGE);
+            let three = large_writes(form, 3, LARGE).len();
             client.send(&all[..three + rest]);
             client.finish();
             // Replies that are still to come are none of those that were cut off.
             while let Some((cookie, error)) = client.try_outcome() {
                 assert!(cookie < 3 && error == 0, "{form:?}, {rest}: {cookie} {error}");
             }
-            assert!(are_written(&running, 3), "{form:?}, {rest} bytes of the fourth");
+            assert!(are_written(&running, 3, LARGE), "{form:?}, {rest} bytes of the fourth");
         }
     }
 }
@@ -132,31 +132,31 @@ fn large_writes_before_a_goodbye_are_carried_out() {
     for form in FORMS {
         let running = Running::start();
         let mut client = running.attach(form);
-        client.send(&[large_writes(form, 5), request(form, NBD_CMD_DISC, 0, 9, 0, 0)].concat());
+        client.send(&[large_writes(form, 5, LARGE), request(form, NBD_CMD_DISC, 0, 9, 0, 0)].concat());
         let mut cookies: Vec<_> = std::iter::from_fn(|| client.try_outcome()).collect();
         cookies.sort_unstable();
         assert_eq!(cookies, [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0)]);
-        assert!(are_written(&running, 5));
+        assert!(are_written(&running, 5, LARGE));
     }
 }
 
-/// What waits to be carried out holds memory that the request behind it may need.
+/// What waits to be carried out holds memory that others need.
 #[test]
 fn large_writes_on_several_connections_go_on_with_the_least_memory() {
-    let running =
-        Running::with_limits(Limits { connections: 4, handshakes: 4, memory: 80 << 20, ..Limits::default() });
+    let limits = Limits { connections: 4, handshakes: 4, memory: 80 << 20, ..Limits::default() };
+    let running = Running::with_limits(limits);
     std::thread::scope(|scope| {
         for form in [Form::Simple, Form::Structured, Form::Extended, Form::Simple] {
             let mut client = running.attach(form);
             scope.spawn(move || {
                 for _ in 0..20 {
-                    client.send(&large_writes(form, 40));
+                    client.send(&large_writes(form, 40, LARGE));
                     (0..40).for_each(|_| assert_eq!(client.outcome().1, 0));
                 }
             });
         }
     });
-    assert!(are_written(&running, 40));
+    assert!(are_written(&running, 40, LARGE));
 }
 
 #[test]
