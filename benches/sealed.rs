@@ -87,15 +87,12 @@ fn measure(criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
     group.bench_function("a write of 4 KiB, its share of journal and checkpoints included", |bencher| {
         bencher.iter(|| {
             let done = scatter(&disk, &pool, &mut next, 1);
-            if device.checkpoint_is_due() { done.and(device.run_checkpoint()) } else { done }
+            done.and(device.keep_up())
         });
     });
     group.bench_function(format!("a flush of {GROUP} blocks: a journal block"), |bencher| {
         bencher.iter_batched(
-            || {
-                let ready = if device.checkpoint_is_due() { device.run_checkpoint() } else { Ok(()) };
-                ready.and_then(|()| scatter(&disk, &pool, &mut next, GROUP))
-            },
+            || device.keep_up().and_then(|()| scatter(&disk, &pool, &mut next, GROUP)),
             |ready| ready.and_then(|()| disk.flush()),
             BatchSize::PerIteration,
         );

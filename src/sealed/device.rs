@@ -71,9 +71,18 @@ impl Device {
         Ok(Self { core: Arc::new(core), read_only: options.read_only })
     }
 
-    /// Whether [`Self::run_checkpoint`] should be called.
+    /// Whether [`Self::keep_up`] would run a checkpoint.
     pub fn checkpoint_is_due(&self) -> bool {
         !self.read_only && self.core.checkpoint_is_due()
+    }
+
+    /// Does what writers would otherwise have to wait for soon: where it is due, commits the current group and
+    /// runs a checkpoint. To be called every few milliseconds while there are writes.
+    ///
+    /// # Errors
+    /// After any error the volume takes no more writes.
+    pub fn keep_up(&self) -> Result<()> {
+        if self.read_only { Ok(()) } else { self.core.keep_up() }
     }
 
     /// Brings the trees up to date and releases journal and blocks, while requests go on.

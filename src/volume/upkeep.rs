@@ -16,9 +16,9 @@ use super::lazy::Lazy;
 
 /// How often it looks when there is little to do ...
 const PAUSE: Duration = Duration::from_millis(50);
-/// ... and after a checkpoint, since the next may be due as soon: a small volume's spare blocks are used up in
-/// a few hundredths of a second. From there on less and less often.
-const SHORT_PAUSE: Duration = Duration::from_millis(5);
+/// ... and while there are writes: a small volume's spare blocks are used up in a few hundredths of a second.
+/// From the last on less and less often.
+const SHORT_PAUSE: Duration = Duration::from_millis(2);
 /// How often a lazy anchor moves.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -84,17 +84,17 @@ impl Drop for Upkeep {
 
 /// Until told to stop, or until the volume takes no more writes.
 fn keep(device: &Device, lazy: Option<&Lazy>, (stopping, told): &(Mutex<bool>, Condvar)) {
-    let mut pause = PAUSE;
+    let (mut pause, mut before) = (PAUSE, device.usage());
     loop {
         let stop = stopping.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = told.wait_timeout_while(stop, pause, |stop| !*stop);
         if *waited.unwrap_or_else(PoisonError::into_inner).0 {
             return;
         }
-        let is_due = device.checkpoint_is_due();
-        pause = if is_due { SHORT_PAUSE } else { PAUSE.min(pause * 2) };
-        let checkpoint = if is_due { device.run_checkpoint() } else { Ok(()) };
-        let done = checkpoint.and_then(|()| lazy.map_or(Ok(()), Lazy::keep_up));
+        let usage = device.usage();
+        pause = if usage == before { PAUSE.min(pause * 2) } else { SHORT_PAUSE };
+        before = usage;
+        let done = device.keep_up().and_then(|()| lazy.map_or(Ok(()), Lazy::keep_up));
         if let Err(error) = done {
             // Every write and flush says so from now on; nothing is left to be done here.
             tracing::error!(%error, "the volume's upkeep ends");

@@ -39,7 +39,7 @@ enum Step {
     Flush,
     CommitLater,
     Checkpoint,
-    CheckpointIfDue,
+    KeepUp,
     Anchor,
 }
 
@@ -110,7 +110,7 @@ impl Race {
             ('w', 15..17) | ('c', 0..9) | ('k', 0..3) => Step::Flush,
             ('c', 9..14) | ('k', 3..6) => Step::CommitLater,
             ('k', 6..15) => Step::Checkpoint,
-            ('k', 15..16) => Step::CheckpointIfDue,
+            ('k', 15..16) => Step::KeepUp,
             ('c' | 'k', 16..18) => Step::Anchor,
             ('c', 14..16) | ('r', 0..1) => Step::Usage,
             ('r', 1..2) => Step::Extents,
@@ -326,11 +326,7 @@ impl Volume {
             }
             Step::CommitLater => _ = self.passes(step, self.device.commit_later()),
             Step::Checkpoint => _ = self.passes(step, self.device.run_checkpoint()),
-            Step::CheckpointIfDue => {
-                if self.device.checkpoint_is_due() {
-                    let _ = self.passes(step, self.device.run_checkpoint());
-                }
-            }
+            Step::KeepUp => _ = self.passes(step, self.device.keep_up()),
             Step::Anchor => _ = self.passes(step, self.device.update_anchor()),
         }
     }

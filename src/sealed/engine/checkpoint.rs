@@ -14,6 +14,7 @@ use crate::sealed::superblock::fields::{Link, Superblock};
 use crate::sealed::trees::bits::Bits;
 use crate::sealed::trees::merge::{BitmapChanges, MapChanges, Merged};
 
+use super::commit::Durable;
 use super::core::{Core, Root};
 
 impl Core {
@@ -24,6 +25,19 @@ impl Core {
     /// After any error the volume takes no more writes.
     pub(crate) fn run_checkpoint(&self) -> Result<()> {
         self.checkpoint_if(|| true)
+    }
+
+    /// Does what writers would otherwise wait for soon, if it is due: a checkpoint, or a commit.
+    pub(crate) fn keep_up(&self) -> Result<()> {
+        if self.checkpoint_is_due() {
+            // What is written and not committed would keep the blocks that it supersedes.
+            self.commit(Durable::Later)?;
+            self.run_checkpoint()
+        } else if self.commit_is_due() {
+            self.commit(Durable::Later)
+        } else {
+            Ok(())
+        }
     }
 
     /// [`Self::run_checkpoint`], unless the one that was waited for has made it needless.

@@ -242,18 +242,23 @@ impl Core {
         }
     }
 
-    /// Whether a checkpoint should begin: journal or overlay is 3/4 full, or half of the spare blocks are
-    /// in use.
+    /// Whether a checkpoint should begin: journal, overlay or spare blocks are 3/4 in use. It also releases what
+    /// the current group supersedes, once that is committed.
     pub(crate) fn checkpoint_is_due(&self) -> bool {
         let (seq, released) = self.journal_span();
         let spare = self.layout.all_data_blocks() - self.layout.logical_blocks();
         let stages = self.stages();
-        let waiting = !stages.active.is_empty() && stages.frozen.is_none();
+        let waiting = !(stages.active.is_empty() && stages.pending.is_empty()) && stages.frozen.is_none();
         let active = stages.active.entries();
         drop(stages);
         waiting
             && (4 * (seq - released) >= 3 * self.layout.journal_blocks()
                 || 4 * active >= 3 * self.limits.overlay
-                || self.allocator.free_blocks() < spare / 2)
+                || self.allocator.free_blocks() < spare / 4)
+    }
+
+    /// Whether the current group should be committed though nobody waits for it: it is half full.
+    pub(crate) fn commit_is_due(&self) -> bool {
+        2 * self.stages().pending.entries() >= self.group_limit()
     }
 }
