@@ -56,8 +56,8 @@ pub enum Mutant {
     SyncsAtOnce,
     /// A writer asks what others did, and then whether there is a free block.
     FullTooLate,
-    /// A run takes out the blocks that came after it, too.
-    TrimsTakeAll,
+    /// Readers come between a run and the blocks that it takes out.
+    RunInTwoSteps,
     /// A thread looks at the stages while it looks at the stages.
     StagesTwice,
 }

@@ -39,7 +39,7 @@ mod mutants {
         readers_that_look_once: OneLook, 1000;
         syncs_at_once: SyncsAtOnce, 10_000;
         full_volumes_that_are_not: FullTooLate, 5000;
-        trims_that_take_what_came_later: TrimsTakeAll, 30_000;
+        trims_that_readers_see_in_two_steps: RunInTwoSteps, 30_000;
         stages_that_are_looked_at_twice: StagesTwice, 5000;
         blocks_freed_at_once: FreeAtOnce, 1000;
         blocks_freed_after_the_group: FreeAfterGroup, 1000;

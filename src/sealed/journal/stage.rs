@@ -81,20 +81,29 @@ impl Stage {
         if self.is_empty() {
             return;
         }
+        let no_runs = || self.run_count.load(Ordering::Acquire) == 0;
+        if no_runs() {
+            self.look_up_blocks(first, found);
+            if no_runs() {
+                return;
+            }
+        }
+        let runs = read(&self.runs);
+        // If the first run came meanwhile, once more: what was found is from before it, what was not may be from after it.
+        self.look_up_blocks(first, found);
+        for (start, end) in overlapping(&runs, first..first + found.len() as u64) {
+            found[index(start - first)..index(end - first)].iter_mut().for_each(|slot| {
+                slot.get_or_insert(BlkPtr::HOLE);
+            });
+        }
+    }
+
+    fn look_up_blocks(&self, first: u64, found: &mut [Option<BlkPtr>]) {
         for (start, part) in by_page(first, found) {
             let (page, slot) = (start / FAN, index(start % FAN));
             if let Some(leaf) = read(self.shard(page)).get(&page) {
                 leaf.look_up(slot, part);
             }
-        }
-        if self.run_count.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        let runs = read(&self.runs);
-        for (start, end) in overlapping(&runs, first..first + found.len() as u64) {
-            found[index(start - first)..index(end - first)].iter_mut().for_each(|slot| {
-                slot.get_or_insert(BlkPtr::HOLE);
-            });
         }
     }
 
@@ -115,28 +124,24 @@ impl Stage {
         }
     }
 
-    /// Notes that the blocks of `run` read as zeroes, while others add blocks. What it remembers meanwhile is as
-    /// much as the stage has of them: it is for groups.
+    /// Notes that the blocks of `run` read as zeroes, while others read and add blocks. No reader comes between the
+    /// run and the blocks that it takes out: one would see zeroes, and another after it what was before.
     pub(crate) fn insert_run(&self, run: Range<u64>, replaced: impl FnMut(u64)) {
-        // Only these go: a block that comes meanwhile may have been read over the run, and stays.
-        let before: Vec<_> = self.blocks_of(&run).collect();
-        self.add_run(run.clone());
-        match active(Mutant::TrimsTakeAll) {
-            true => self.take_out(self.blocks_of(&run), replaced),
-            false => self.take_out(before, replaced),
-        }
-    }
-
-    /// The same while nobody else adds anything: one shard after the other, however much there is.
-    pub(crate) fn insert_run_alone(&self, run: Range<u64>, replaced: impl FnMut(u64)) {
-        self.add_run(run.clone());
+        let mut runs = write(&self.runs);
+        self.add_run(&mut runs, run.clone());
+        let _runs = (!active(Mutant::RunInTwoSteps)).then_some(runs);
         self.take_out(self.blocks_of(&run), replaced);
     }
 
-    fn add_run(&self, run: Range<u64>) {
-        let mut runs = write(&self.runs);
+    /// The same while nobody else adds anything and a later stage says it already: readers need not wait.
+    pub(crate) fn insert_run_alone(&self, run: Range<u64>, replaced: impl FnMut(u64)) {
+        self.add_run(&mut write(&self.runs), run.clone());
+        self.take_out(self.blocks_of(&run), replaced);
+    }
+
+    fn add_run(&self, runs: &mut BTreeMap<u64, u64>, run: Range<u64>) {
         let before = runs.len() as u64;
-        merge_run(&mut runs, run);
+        merge_run(runs, run);
         let after = runs.len() as u64;
         self.run_count.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
     }
