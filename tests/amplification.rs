@@ -38,6 +38,8 @@ struct Counting {
     data_from: u64,
     data: AtomicU64,
     other: AtomicU64,
+    /// Writes of what is no data.
+    writes: AtomicU64,
     syncs: AtomicU64,
 }
 
@@ -45,14 +47,15 @@ impl Counting {
     fn new(parameters: Parameters) -> Self {
         let size = parameters.store_size().unwrap();
         let data_blocks = parameters.logical_blocks + u64::from(parameters.group_spare);
-        let [data, other, syncs] = [0; 3].map(AtomicU64::new);
+        let [data, other, writes, syncs] = [0; 4].map(AtomicU64::new);
         let data_from = size.0 - data_blocks * BLOCK;
-        Self { kept: MemoryBacking::new(size), data_from, data, other, syncs }
+        Self { kept: MemoryBacking::new(size), data_from, data, other, writes, syncs }
     }
 
     fn now(&self) -> Counts {
-        let [data, other, syncs] = [&self.data, &self.other, &self.syncs].map(|n| n.load(Ordering::Relaxed));
-        Counts { data, other, syncs }
+        let counters = [&self.data, &self.other, &self.writes, &self.syncs];
+        let [data, other, writes, syncs] = counters.map(|n| n.load(Ordering::Relaxed));
+        Counts { data, other, writes, syncs }
     }
 }
 
@@ -70,6 +73,7 @@ impl Backing for Counting {
             return Ok(());
         }
         self.other.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.writes.fetch_add(1, Ordering::Relaxed);
         self.kept.write_at(at, data)
     }
     fn sync(&self) -> Result<()> {
@@ -109,18 +113,24 @@ impl Anchor for CountingAnchor {
     }
 }
 
-/// Bytes and syncs.
+/// Bytes, writes of what is no data, and syncs.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     data: u64,
     other: u64,
+    writes: u64,
     syncs: u64,
 }
 
 impl Counts {
     fn since(self, before: Self) -> Self {
-        let Self { data, other, syncs } = before;
-        Self { data: self.data - data, other: self.other - other, syncs: self.syncs - syncs }
+        let Self { data, other, writes, syncs } = before;
+        Self {
+            data: self.data - data,
+            other: self.other - other,
+            writes: self.writes - writes,
+            syncs: self.syncs - syncs,
+        }
     }
 }
 
@@ -256,7 +266,12 @@ impl Rig {
 }
 
 fn added(a: Counts, b: Counts) -> Counts {
-    Counts { data: a.data + b.data, other: a.other + b.other, syncs: a.syncs + b.syncs }
+    Counts {
+        data: a.data + b.data,
+        other: a.other + b.other,
+        writes: a.writes + b.writes,
+        syncs: a.syncs + b.syncs,
+    }
 }
 
 fn keys() -> KeySchedule {
@@ -294,6 +309,19 @@ impl Tally {
 #[test]
 fn streaming_random_writes() {
     Rig::full().count(3, Rig::write_anywhere).check("random writes of 4 KiB", 1250);
+}
+
+/// Of a volume that was written in order once: all pages have their first homes, and nearly all change.
+#[test]
+fn pages_next_to_each_other_are_written_together() {
+    let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, 8), None, None);
+    for _ in 0..(1 << 18) / 256 {
+        rig.write_on(256);
+        rig.keep_up();
+    }
+    let Counts { other, writes, .. } = rig.count(1, Rig::write_anywhere).checkpoint;
+    println!("a checkpoint: {} blocks by {writes} writes", other / BLOCK);
+    assert!(other / BLOCK > 2000 && writes < 100, "{} blocks by {writes} writes", other / BLOCK);
 }
 
 #[test]

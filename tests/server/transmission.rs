@@ -159,6 +159,22 @@ fn large_writes_on_several_connections_go_on_with_the_least_memory() {
     assert!(are_written(&running, 40, LARGE));
 }
 
+/// The same for one connection that may hold only two of them: who waits for the memory of the third must not
+/// be the one who has yet to carry the first two out.
+#[test]
+fn large_writes_on_one_connection_go_on_with_memory_for_two() {
+    let limits = Limits { bytes_per_connection: 2 * LARGE + 8192, cpus: 2, ..Limits::default() };
+    let running = Running::with_limits(limits);
+    for form in FORMS {
+        let mut client = running.attach(form);
+        for _ in 0..20 {
+            client.send(&large_writes(form, 20, LARGE));
+            (0..20).for_each(|_| assert_eq!(client.outcome().1, 0));
+        }
+    }
+    assert!(are_written(&running, 20, LARGE));
+}
+
 #[test]
 fn a_bad_sector_is_the_requests_error() {
     let running = Running::start();

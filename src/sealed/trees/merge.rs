@@ -8,16 +8,14 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::sealed::engine::core::Core;
 use crate::sealed::journal::stage::Stage;
-use crate::sealed::layout::{BLOCK, FAN, Layout, PAGE_BITS, PageId, Tree, span_shift};
+use crate::sealed::layout::{FAN, Layout, PAGE_BITS, PageId, Tree, span_shift};
 use crate::sealed::mutants::{Mutant, active};
 use crate::sealed::pointer::BlkPtr;
 
 use super::allocator::inconsistent;
 use super::bits::Bits;
+use super::gather::Gathered;
 use super::pages::{Page, binding, pointer_at, set_pointer};
-
-/// Pages written between syncs, so that a flush meanwhile never waits for more: 16 MiB.
-const PACE: u64 = 4096;
 
 /// What changes in the lowest pages of a tree.
 trait Changes {
@@ -158,8 +156,10 @@ impl Core {
     }
 
     fn merge(&self, tree: Tree, root: &BlkPtr, changes: &mut dyn Changes) -> Result<Merged> {
-        let mut writer = Writer { core: self, changes, pages: Vec::new(), since_sync: 0 };
+        let gathered = Gathered::new(&self.store);
+        let mut writer = Writer { core: self, changes, pages: Vec::new(), gathered };
         let root = writer.merge(self.layout.top(tree), root)?;
+        writer.gathered.write_out()?;
         Ok(Merged { root, pages: writer.pages })
     }
 }
@@ -169,7 +169,7 @@ struct Writer<'a> {
     core: &'a Core,
     changes: &'a mut dyn Changes,
     pages: Vec<(PageId, BlkPtr, Arc<Page>)>,
-    since_sync: u64,
+    gathered: Gathered<'a>,
 }
 
 impl Writer<'_> {
@@ -212,21 +212,14 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Seals a page and writes it to the home that the durable tree does not use.
+    /// Seals a page, to be written to the home that the durable tree does not use.
     fn write(&mut self, page: PageId, old: &BlkPtr, content: Arc<Page>) -> Result<BlkPtr> {
         let core = self.core;
         let in_first = old.pba == core.layout.home(page, false);
         let pba = core.layout.home(page, in_first != active(Mutant::InPlacePages));
-        let mut sealed: Box<[u8; BLOCK]> = Box::new(*content);
-        let version = core.keys.version()?;
-        let (ver, tag) =
-            core.keys.seal(version, &binding(&core.keys.volume(), page), sealed.as_mut_slice())?;
-        core.store.write(pba, sealed.as_slice())?;
-        self.since_sync += 1;
-        if self.since_sync >= PACE {
-            core.store.sync_pages()?;
-            self.since_sync = 0;
-        }
+        let (version, binding) = (core.keys.version()?, binding(&core.keys.volume(), page));
+        let seal = |bytes: &mut [u8]| core.keys.seal(version, &binding, bytes);
+        let (ver, tag) = self.gathered.push(pba, &content, seal)?;
         let pointer = BlkPtr { ver, pba, tag };
         if page.tree == Tree::Map && (page.level > 0 || core.pages.has(page)) {
             self.pages.push((page, pointer, content));

@@ -2,5 +2,6 @@
 
 pub(super) mod allocator;
 pub(super) mod bits;
+mod gather;
 pub(super) mod merge;
 pub(super) mod pages;
