@@ -2,7 +2,7 @@
 //!
 //! Whoever holds the turn reads requests, and carries out what takes no longer than copies and ciphers
 //! itself: small requests with the turn in hand, since passing it costs a wake-up. A large one, or a few
-//! large writes together ([`Batch`]), it carries out after passing the turn on, so that the next request is
+//! together ([`Batch`]), it carries out after passing the turn on, so that the next request is
 //! received and carried out beside it on another CPU. No request changes threads: what one has received is
 //! in its CPU's cache.
 
@@ -17,7 +17,7 @@ use crate::block::Buffer;
 use crate::nbd::wire::STATUS_PAYLOAD_LEN;
 use crate::nbd::{Admission, Command, Request};
 
-use super::batch::Batch;
+use super::batch::{Batch, MOST, MOST_WITH_READS};
 use super::credits::{Credit, Credits};
 use super::ending::Ended;
 use super::limits::cost;
@@ -139,11 +139,8 @@ impl<'a> Crew<'a> {
                 }
                 Ok(Some(received)) if self.joins(turn, batch, &received.request, scope) => {
                     let (bytes, since) = (buffer_len(&received.request.command), received.since);
-                    let is_read = received.data.is_none();
-                    batch.push(received, bytes, since.unwrap_or_else(Instant::now));
-                    if is_read {
-                        batch.close();
-                    }
+                    let most = if received.data.is_none() { MOST_WITH_READS } else { MOST };
+                    batch.push(received, bytes, most, since.unwrap_or_else(Instant::now));
                 }
                 Ok(Some(received)) => self.carry_out(received),
             }
@@ -249,7 +246,7 @@ impl<'a> Crew<'a> {
         };
         turn.receiver.consume(header_len);
         turn.gathered += 1;
-        if !is_write(&admission) {
+        if !moves_data(&admission) {
             self.carry_out_all(batch);
         }
         let admitted = match admission {
@@ -290,6 +287,7 @@ impl<'a> Crew<'a> {
     }
 }
 
-fn is_write(admission: &Admission) -> bool {
-    matches!(admission, Admission::Accept(Request { command: Command::Write { .. }, .. }))
+fn moves_data(admission: &Admission) -> bool {
+    let Admission::Accept(request) = admission else { return false };
+    matches!(request.command, Command::Read { .. } | Command::Write { .. })
 }

@@ -73,6 +73,7 @@ fn another_thread_reads_on_while_a_large_request_is_carried_out() {
     large_and_small(&mut client, 0);
     assert_eq!(client.outcome(), (2, 0), "the large one waits at the gate");
     client.data(512);
+    assert!(client.read(4096, 512).is_ok(), "and what comes later does not");
     running.open_gate();
     assert_eq!(client.outcome(), (1, 0));
     client.data(64 << 10);

@@ -89,18 +89,18 @@ impl Client {
     /// Writes noise to the first `len` bytes, with a stamp that says where each part of it lies.
     pub(crate) fn fill(&mut self, len: u64) -> Result<()> {
         let mut piece = noise(PIECE);
-        let mut at = 0;
-        while at < len {
-            interrupt::check()?;
-            let part = usize::try_from(len - at).unwrap_or(PIECE).min(PIECE);
-            for (offset, block) in (at..).step_by(STAMP_EVERY).zip(piece.chunks_mut(STAMP_EVERY)) {
-                put_stamp(block, offset);
-            }
-            let done = self.write(at, &piece[..part]);
-            done.map_err(|e| Error::io(format!("cannot fill a disk at {at}"), e))?;
-            at += part as u64;
+        starts_of_pieces(len).try_for_each(|at| self.fill_piece(&mut piece, at, len))
+    }
+
+    /// The piece of that which begins at `at`.
+    fn fill_piece(&mut self, piece: &mut [u8], at: u64, len: u64) -> Result<()> {
+        interrupt::check()?;
+        let part = usize::try_from(len - at).unwrap_or(PIECE).min(PIECE);
+        for (offset, block) in (at..).step_by(STAMP_EVERY).zip(piece.chunks_mut(STAMP_EVERY)) {
+            put_stamp(block, offset);
         }
-        Ok(())
+        let done = self.write(at, &piece[..part]);
+        done.map_err(|e| Error::io(format!("cannot fill a disk at {at}"), e))
     }
 
     /// Makes durable what has been written, if the server knows of such a thing.
@@ -118,6 +118,25 @@ impl Client {
         self.stream.write_all(data)?;
         if reply(&mut &self.stream)? == at { Ok(()) } else { Err(odd("a reply to nothing")) }
     }
+}
+
+/// As [`Client::fill`], on each of several clients' disks, a piece at a time in turns. Memory that was in use
+/// before lies scattered and is slower to copy from and to, by a tenth; it goes to whoever is first to write.
+/// Gives what became of each.
+pub(crate) fn fill_in_turns(clients: Vec<Client>, len: u64) -> Vec<Result<()>> {
+    let mut piece = noise(PIECE);
+    let mut results: Vec<_> = clients.iter().map(|_| Ok(())).collect();
+    let mut clients = clients;
+    for at in starts_of_pieces(len) {
+        for (client, result) in clients.iter_mut().zip(&mut results).filter(|(_, result)| result.is_ok()) {
+            *result = client.fill_piece(&mut piece, at, len);
+        }
+    }
+    results
+}
+
+fn starts_of_pieces(len: u64) -> impl Iterator<Item = u64> {
+    (0..len).step_by(PIECE)
 }
 
 impl Drop for Client {

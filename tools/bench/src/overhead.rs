@@ -154,14 +154,13 @@ pub(crate) fn measure(args: &Args, progress: &Progress) -> Result<Outcome> {
     let hostveil = programs::hostveil(args.servers.hostveil.as_deref())?;
     let place = args.servers.place(kinds.len())?;
     let (mut subjects, mut problems) = (Vec::new(), Vec::new());
-    for kind in &kinds {
-        progress.begin(format!("overhead: filling the disk of {}", kind.name))?;
-        match Server::start(kind, &hostveil, args.servers.size, &place) {
-            Ok(server) => {
-                subjects.push(Subject { plan: args.plan(&server, true), server, rounds: Vec::new() });
-            }
-            Err(error) => problems.push(problem(kind.name, error)?),
-        }
+    progress.begin("overhead: filling the disks".to_owned())?;
+    let servers = Server::start_all(&kinds, &hostveil, args.servers.size, &place, |name, error| {
+        problems.push(problem(name, error)?);
+        Ok(())
+    })?;
+    for server in servers {
+        subjects.push(Subject { plan: args.plan(&server, true), server, rounds: Vec::new() });
     }
     for (number, spec) in args.given.iter().enumerate() {
         let setup = spec.setup(number, hostveil.clone(), &place, args.io == Io::Read);

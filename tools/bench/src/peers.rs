@@ -21,7 +21,8 @@ use crate::workload::{AGEING_PROGRAM, Effect, Sample, WORKLOADS, Workload, age, 
 use crate::{interrupt, programs};
 
 const HELP: &str = "\
-Each server gets a disk of its own, wholly written beforehand. In each round every workload runs on every
+Each server gets a disk of its own, wholly written beforehand, all in turns, a MiB each: in memory that was
+used before, the first to be written would be slower than the last. In each round every workload runs on every
 server, in an order that moves from round to round, so that a slow moment of the machine hits all alike.
 All rounds of what reads come first, then those of what writes in order, and random writes last: they scatter
 what a copy-on-write volume holds, and whatever came after them would measure that.
@@ -149,7 +150,7 @@ impl Args {
     fn disks(&self) -> String {
         let state = if self.aged { "aged by random writes" } else { "written in order" };
         let durable = if self.durable { ", writes until they are durable" } else { "" };
-        format!("disks of {}, {state}{durable}", self.servers.size)
+        format!("disks of {}, filled in turns, {state}{durable}", self.servers.size)
     }
 
     /// The command that does the same again on these servers.
@@ -186,13 +187,11 @@ pub(crate) fn measure(args: &Args, progress: &Progress) -> Result<Outcome> {
     let hostveil = programs::hostveil(args.servers.hostveil.as_deref())?;
     let place = args.servers.place(kinds.len() + 1)?;
     let mut bench = Bench::new(args, &place, progress)?;
-    for kind in &kinds {
-        progress.begin(format!("peers: filling the disk of {}", kind.name))?;
-        match Server::start(kind, &hostveil, args.servers.size, &place) {
-            Ok(server) => bench.servers.push(server),
-            Err(error) => bench.problems.push(problem(kind.name, error)?),
-        }
-    }
+    progress.begin("peers: filling the disks".to_owned())?;
+    bench.servers = Server::start_all(&kinds, &hostveil, args.servers.size, &place, |name, error| {
+        bench.problems.push(problem(name, error)?);
+        Ok(())
+    })?;
     for (work, round) in schedule(&workloads, args.timing.rounds) {
         bench.run_everywhere(work, round)?;
     }

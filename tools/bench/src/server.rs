@@ -8,7 +8,7 @@ use hostveil::error::{Error, ErrorKind, Result};
 use hostveil::units::ByteCount;
 
 use crate::child::Child;
-use crate::client::Client;
+use crate::client::{Client, fill_in_turns};
 use crate::place::Place;
 use crate::programs;
 use crate::servers::{Kind, Program, Setup, hostveil_serve};
@@ -77,13 +77,41 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Makes a disk, serves it, and fills it.
-    pub(crate) fn start(kind: &Kind, hostveil: &Path, size: ByteCount, place: &Place) -> Result<Self> {
+    /// Makes a disk for each kind, serves them, and fills them, in turns. Gives the servers that this worked
+    /// for; `failed` hears of the others.
+    pub(crate) fn start_all(
+        kinds: &[&Kind],
+        hostveil: &Path,
+        size: ByteCount,
+        place: &Place,
+        mut failed: impl FnMut(&str, Error) -> Result<()>,
+    ) -> Result<Vec<Self>> {
+        let (mut servers, mut clients) = (Vec::new(), Vec::new());
+        for kind in kinds {
+            let started = Self::start(kind, hostveil, size, place);
+            match started.and_then(|server| Ok((server.connect()?, server))) {
+                Ok((client, server)) => {
+                    clients.push(client);
+                    servers.push(server);
+                }
+                Err(error) => failed(kind.name, error)?,
+            }
+        }
+        let mut filled = Vec::new();
+        for (server, result) in servers.into_iter().zip(fill_in_turns(clients, size.0)) {
+            match result {
+                Ok(()) => filled.push(server),
+                Err(error) => failed(&server.name, error)?,
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Makes a disk and serves it.
+    fn start(kind: &Kind, hostveil: &Path, size: ByteCount, place: &Place) -> Result<Self> {
         let setup = Setup::new(kind.name, hostveil, size, place)?;
         Self::make_disk(kind, &setup)?;
-        let server = Self::ready(kind.name, kind.command(&setup), &setup)?;
-        server.connect()?.fill(server.size)?;
-        Ok(server)
+        Self::ready(kind.name, kind.command(&setup), &setup)
     }
 
     /// Makes a disk.
