@@ -87,7 +87,7 @@ fn random_writes_come_last_and_servers_take_turns() {
     let document = place.json(&format!("peers --json {short} --servers plain,hostveil-sealed --work 4k"));
     let result = &document["results"][0];
     assert_eq!((&result["detail"]["aged"], &result["problems"]), (&false.into(), &serde_json::json!([])));
-    assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, written in order");
+    assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, filled in turns, written in order");
     let runs = runs(result);
     // Ten workloads have that in their names, four of which write at random.
     assert_eq!(runs.len(), 10 * 2 * 2);
@@ -136,7 +136,7 @@ fn what_must_be_durable_ends_with_a_flush() {
     assert_eq!((&result["problems"], &result["detail"]["durable"]), (&serde_json::json!([]), &true.into()));
     assert_eq!(
         result["figures"][0]["basis"],
-        "disks of 16 MiB, written in order, writes until they are durable"
+        "disks of 16 MiB, filled in turns, written in order, writes until they are durable"
     );
     assert!(result["command"].as_str().unwrap().contains(" --durable --work '1'"));
     assert!(runs(result).iter().all(|(work, _)| !work.starts_with("qemu-img bench write")));
