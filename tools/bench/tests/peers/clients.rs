@@ -168,8 +168,8 @@ fn disks_are_aged_before_anything_is_measured_on_them() {
     let result = &document["results"][0];
     assert_eq!((&result["benchmark"], &result["detail"]["aged"]), (&"peers-aged".into(), &true.into()));
     assert_eq!(result["problems"], serde_json::json!([]));
-    assert_eq!(result["notes"][0], "disks of 16 MiB, aged by random writes, 2 rounds");
-    assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, aged by random writes");
+    assert_eq!(result["notes"][0], "disks of 16 MiB, filled in turns, aged by random writes, 2 rounds");
+    assert_eq!(result["figures"][0]["basis"], "disks of 16 MiB, filled in turns, aged by random writes");
     assert!(result["command"].as_str().unwrap().contains(" --aged --work '128k'"));
     let calls = std::fs::read_to_string(&log).unwrap();
     let calls: Vec<_> = calls
@@ -179,7 +179,7 @@ fn disks_are_aged_before_anything_is_measured_on_them() {
         .collect();
     assert_eq!(calls, ["randwrite", "read", "read", "write", "randwrite", "write"]);
     let text = String::from_utf8(place.run(&args.replace("--json ", "")).stdout).unwrap();
-    assert!(text.contains("disks of 16 MiB, aged by random writes"), "{text}");
+    assert!(text.contains("disks of 16 MiB, filled in turns, aged by random writes"), "{text}");
     place.is_clean();
 }
 
@@ -200,7 +200,7 @@ fn a_report_on_aged_disks_has_our_volumes_only() {
     assert_eq!(rows, [ours, ours].concat(), "one read and one write");
     assert_eq!(result["figures"][0]["rounds"].as_array().unwrap().len(), 3, "more would take too long");
     assert!(read("report.html").contains("Long in use"));
-    assert!(read("report.md").contains("disks of 16 MiB, aged by random writes"));
+    assert!(read("report.md").contains("disks of 16 MiB, filled in turns, aged by random writes"));
     place.is_clean();
 }
 
