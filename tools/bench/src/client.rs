@@ -121,7 +121,7 @@ impl Client {
 }
 
 /// As [`Client::fill`], on each of several clients' disks, a piece at a time in turns. Memory that was in use
-/// before lies scattered and is slower to copy from and to, by a tenth; it goes to whoever is first to write.
+/// before lies scattered and is slower to copy from and to; it goes to whoever is first to write.
 /// Gives what became of each.
 pub(crate) fn fill_in_turns(clients: Vec<Client>, len: u64) -> Vec<Result<()>> {
     let mut piece = noise(PIECE);
