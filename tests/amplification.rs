@@ -41,15 +41,21 @@ struct Counting {
     /// Writes of what is no data.
     writes: AtomicU64,
     syncs: AtomicU64,
+    /// Bytes that nobody has asked the store to write to its medium.
+    waiting: AtomicU64,
+    /// The most there ever were, and the most that a sync found.
+    most_waiting: AtomicU64,
+    most_synced: AtomicU64,
 }
 
 impl Counting {
     fn new(parameters: Parameters) -> Self {
         let size = parameters.store_size().unwrap();
         let data_blocks = parameters.logical_blocks + u64::from(parameters.group_spare);
-        let [data, other, writes, syncs] = [0; 4].map(AtomicU64::new);
+        let [data, other, writes, syncs, waiting, most_waiting, most_synced] = [0; 7].map(AtomicU64::new);
         let data_from = size.0 - data_blocks * BLOCK;
-        Self { kept: MemoryBacking::new(size), data_from, data, other, writes, syncs }
+        let kept = MemoryBacking::new(size);
+        Self { kept, data_from, data, other, writes, syncs, waiting, most_waiting, most_synced }
     }
 
     fn now(&self) -> Counts {
@@ -68,6 +74,8 @@ impl Backing for Counting {
         self.kept.read_at(at, into)
     }
     fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        let waiting = self.waiting.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
+        self.most_waiting.fetch_max(waiting, Ordering::Relaxed);
         if at.0 >= self.data_from {
             self.data.fetch_add(data.len() as u64, Ordering::Relaxed);
             return Ok(());
@@ -78,7 +86,11 @@ impl Backing for Counting {
     }
     fn sync(&self) -> Result<()> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.most_synced.fetch_max(self.waiting.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         Ok(())
+    }
+    fn start_writing(&self) {
+        self.waiting.store(0, Ordering::Relaxed);
     }
     fn punch(&self, at: ByteOffset, len: ByteCount) -> Result<()> {
         self.kept.punch(at, len)
@@ -322,6 +334,27 @@ fn pages_next_to_each_other_are_written_together() {
     let Counts { other, writes, .. } = rig.count(1, Rig::write_anywhere).checkpoint;
     println!("a checkpoint: {} blocks by {writes} writes", other / BLOCK);
     assert!(other / BLOCK > 2000 && writes < 100, "{} blocks by {writes} writes", other / BLOCK);
+}
+
+/// Else a checkpoint's sync, which writers to a full volume wait for, would write all that was written since the last.
+#[test]
+fn data_is_on_its_way_to_the_medium_before_a_checkpoint_syncs() {
+    let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, 8), None, None);
+    for _ in 0..(1 << 18) / 256 {
+        rig.write_on(256);
+        rig.keep_up();
+    }
+    rig.flush_and_checkpoint();
+    let store = Arc::clone(&rig.store);
+    [&store.most_waiting, &store.most_synced].iter().for_each(|most| most.store(0, Ordering::Relaxed));
+    let pages = rig.count(3, |rig| rig.write_on(256)).checkpoint.other / 3;
+    let [waiting, synced] =
+        [&store.most_waiting, &store.most_synced].map(|most| most.load(Ordering::Relaxed));
+    println!(
+        "at most {waiting} bytes were waiting, {synced} of them for a sync; a checkpoint writes {pages}"
+    );
+    assert!(waiting <= 33 << 20, "{waiting} bytes were waiting");
+    assert!(synced < 2 * pages, "a sync found {synced} bytes, where a checkpoint writes {pages}");
 }
 
 #[test]

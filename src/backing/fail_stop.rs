@@ -71,6 +71,10 @@ impl<B: Backing> Backing for FailStop<B> {
         self.check()
     }
 
+    fn start_writing(&self) {
+        self.inner.start_writing();
+    }
+
     fn drop_cache(&self) -> Result<()> {
         self.inner.drop_cache()
     }

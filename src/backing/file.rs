@@ -189,6 +189,10 @@ impl Backing for FileBacking {
         self.file.sync_data().map_err(|e| Error::io(format!("syncing {} failed", self.path.display()), e))
     }
 
+    fn start_writing(&self) {
+        crate::sys::start_writeback(self.file.as_fd());
+    }
+
     fn drop_cache(&self) -> Result<()> {
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
             .map_err(|e| Error::io(format!("cannot drop what is cached of {}", self.path.display()), e))

@@ -45,6 +45,10 @@ pub trait Backing: Send + Sync {
     /// Makes every write that has returned durable (`fdatasync`).
     fn sync(&self) -> Result<()>;
 
+    /// Starts writing what was written to the medium, so that the next `sync` has less to wait for. It waits for
+    /// nothing, promises nothing, and leaves every error to that `sync`. The default does nothing.
+    fn start_writing(&self) {}
+
     /// Forgets what is cached of the store, so that reads show what is on the medium: after a write-back
     /// failed, a cache may go on showing what the medium does not have. Whoever calls it has just synced.
     /// The default is for stores without a cache.

@@ -87,6 +87,11 @@ impl Store {
         self.latch(self.backing.sync())
     }
 
+    /// Has the store begin with what the next sync would wait for.
+    pub(crate) fn start_writing(&self) {
+        self.backing.start_writing();
+    }
+
     /// [`Self::sync`] on a checkpoint's behalf.
     pub(crate) fn sync_pages(&self) -> Result<()> {
         if active(Mutant::CheckpointSwallowsError) {

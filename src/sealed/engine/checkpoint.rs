@@ -17,6 +17,10 @@ use crate::sealed::trees::merge::{BitmapChanges, MapChanges, Merged};
 use super::commit::Durable;
 use super::core::{Core, Root};
 
+/// Blocks of data after which the store is asked to begin writing them to the medium, 32 MiB. A file's pages would
+/// otherwise stay in memory until a checkpoint, whose sync writers to a full volume wait for.
+const STREAM: u64 = 8192;
+
 impl Core {
     /// Brings the trees up to date with the journal as it is now, and releases what they replace.
     /// Commits and writes go on meanwhile. Does nothing when there is nothing to do.
@@ -29,7 +33,9 @@ impl Core {
 
     /// Does what writers would otherwise wait for soon, if it is due: a checkpoint, or a commit.
     pub(crate) fn keep_up(&self) -> Result<()> {
-        if self.checkpoint_is_due() {
+        let due = self.checkpoint_is_due();
+        self.start_writing(if due { 0 } else { STREAM });
+        if due {
             // What is written and not committed would keep the blocks that it supersedes.
             self.commit(Durable::Later)?;
             self.run_checkpoint()

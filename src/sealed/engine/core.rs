@@ -82,6 +82,8 @@ pub(crate) struct Core {
     generation: AtomicU64,
     /// Number of the last journal block, for those who do not commit.
     written: AtomicU64,
+    /// Blocks of data that had been taken when the store was last asked to begin writing them to the medium.
+    started: AtomicU64,
 }
 
 /// The overlay, from new to old, and the tree under it.
@@ -152,6 +154,7 @@ impl Core {
             released: AtomicU64::new(superblock.cut.seq),
             generation: AtomicU64::new(superblock.generation),
             written: AtomicU64::new(tail.seq),
+            started: AtomicU64::new(0),
             checkpoint: Mutex::new(Root { superblock, bitmap }),
         }
     }
@@ -255,6 +258,15 @@ impl Core {
             && (4 * (seq - released) >= 3 * self.layout.journal_blocks()
                 || 4 * active >= 3 * self.limits.overlay
                 || self.allocator.free_blocks() < spare / 4)
+    }
+
+    /// Has the store begin writing to the medium, when at least so many blocks of data were taken since it last did.
+    pub(crate) fn start_writing(&self, blocks: u64) {
+        let taken = self.allocator.activity().taken;
+        if taken.saturating_sub(self.started.load(Ordering::Relaxed)) >= blocks {
+            self.started.store(taken, Ordering::Relaxed);
+            self.store.start_writing();
+        }
     }
 
     /// Whether the current group should be committed though nobody waits for it: it is half full.

@@ -27,7 +27,7 @@ pub(crate) struct Extent {
 /// What writers are doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Activity {
-    /// How often blocks were taken.
+    /// Blocks that were taken since the mount.
     pub(crate) taken: u64,
     /// Some of these are not settled.
     pub(crate) in_flight: bool,
@@ -48,7 +48,7 @@ struct State {
     total_free: u64,
     /// Blocks that writers have taken and that nothing refers to yet.
     in_flight: u64,
-    /// How often blocks were taken.
+    /// Blocks that were taken since the mount.
     taken: u64,
     /// Threads that wait for a change.
     waiting: usize,
@@ -92,7 +92,7 @@ impl Allocator {
         state.free[index(first / self.layout.group_bits())] -= len;
         state.total_free -= len;
         state.in_flight += len;
-        state.taken += 1;
+        state.taken += len;
         state.cursor = first + len;
         Some(Extent { block: self.layout.block_of_bit(first), len })
     }

@@ -30,6 +30,7 @@ const ALLOWED: &[c_long] = &[
     // Durability, holes and extents of disks; locks, which end with their files.
     libc::SYS_fsync,
     libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
     libc::SYS_fadvise64,
