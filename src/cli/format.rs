@@ -23,7 +23,10 @@ use super::prompt::KeyArgs;
     hostveil format --size 20G disk.img                     asks twice for a passphrase\n  \
     hostveil format --size 20G --key-file vm.key disk.img   a key file from hostveil-keygen\n  \
     hostveil format --key-file vm.key /dev/vg0/vm           the whole block device\n  \
-    hostveil format --type sealed --anchor file:vm.anchor --size 20G --key-file vm.key disk.img\n\n\
+    hostveil format --anchor file:vm.anchor --size 20G --key-file vm.key disk.img\n                                                          \
+    and yesterday's disk is refused\n  \
+    hostveil format --type luks --size 20G --key-file vm.key disk.img\n                                                          \
+    for cryptsetup as well\n\n\
     A new file appears under its name only when it is whole: an interrupted format leaves nothing.")]
 pub(super) struct Args {
     /// The file to make, or the block device to use
@@ -34,7 +37,7 @@ pub(super) struct Args {
     header: Option<PathBuf>,
 
     /// The volume's format
-    #[arg(long = "type", value_enum, default_value_t = TypeArg::Luks)]
+    #[arg(long = "type", value_enum, default_value_t = TypeArg::Sealed)]
     kind: TypeArg,
 
     /// The size that the guest sees, for example 20G; the file is larger, by 16 MiB for a LUKS volume and
@@ -54,7 +57,8 @@ pub(super) struct Args {
     #[arg(long)]
     label: Option<String>,
 
-    /// Sealed: what blocks are sealed with, aes-256-gcm, aes-256-gcm-siv or aegis-256x4 [default: aes-256-gcm]
+    /// Sealed: what blocks are sealed with, aes-256-gcm, aes-256-gcm-siv or aegis-256x4 [default:
+    /// aegis-256x4]
     #[arg(long)]
     suite: Option<Suite>,
 
@@ -90,10 +94,10 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum TypeArg {
-    /// AES-256-XTS, readable by cryptsetup: confidential, not authenticated
-    Luks,
     /// Confidential and authenticated: what was changed by others is an error
     Sealed,
+    /// AES-256-XTS, readable by cryptsetup: confidential, not authenticated
+    Luks,
 }
 
 /// When an anchor follows.
@@ -155,7 +159,8 @@ impl Args {
         let only_for = |kind: &str, given: &[(bool, &str)]| {
             given.iter().find(|(given, _)| *given).map_or(Ok(()), |(_, name)| {
                 let what = format!("{name} is for {kind} volumes only");
-                Err(Error::new(ErrorKind::InvalidInput, what))
+                let hint = format!("pass --type {}, or leave {name} out", kind.to_lowercase());
+                Err(Error::new(ErrorKind::InvalidInput, what).hint(hint))
             })
         };
         match self.kind {
@@ -224,11 +229,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let anchor = args.anchor.as_ref().and_then(|choice| choice.0.as_ref());
         let named = anchor.map(|anchor| format!(" --anchor {}", shell_quoted(&anchor.to_string())));
         format!(
-            "Made a {} volume of {}, UUID {}.\n\
+            "Made a {} volume of {}, {}, UUID {}.\n\
              Lose its passphrase or key file, and the data is gone: keep a copy, away from this host.\n\
              {}Next:  hostveil serve --type {}{key}{header}{} {}\n",
             made.kind,
             ByteCount(made.size),
+            made.cipher,
             made.uuid,
             anchor.map_or("", |_| "Lose its anchor, and nobody can tell whether the volume is the latest.\n"),
             made.kind,

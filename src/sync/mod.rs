@@ -2,7 +2,7 @@
 //! library's, and nothing else.
 //!
 //! With the feature `schedules`, which only tests turn on, they are the standard library's with a
-//! scheduler before them: on a thread that has given itself one ([`under`]), each lock that is taken,
+//! scheduler before them: on a thread that has given itself one (`under`), each lock that is taken,
 //! each number that is read or changed, and each wait is a point at which the scheduler may go on with
 //! another task. On all other threads nothing is different. What tests cannot see so is the memory order of
 //! numbers: tasks follow one another, as if all were sequentially consistent.

@@ -52,6 +52,14 @@ impl Format {
             Self::Sealed(_) => VolumeType::Sealed,
         }
     }
+
+    /// What it encrypts data with.
+    pub fn cipher(&self) -> &'static str {
+        match self {
+            Self::Luks { .. } => "aes-256-xts",
+            Self::Sealed(format) => format.suite.name(),
+        }
+    }
 }
 
 /// A new volume, as reported to the user.
@@ -60,6 +68,8 @@ pub struct Made {
     /// Its format.
     #[serde(rename = "type")]
     pub kind: VolumeType,
+    /// What its data is encrypted with.
+    pub cipher: &'static str,
     /// Its UUID.
     pub uuid: Uuid,
     /// The size that the guest sees, in bytes.
@@ -156,7 +166,8 @@ pub fn create(
             new.create(&target.disk, options.preallocate, passphrase, (entropy, progress))?
         }
     };
-    Ok(Made { kind: options.format.kind(), uuid, size: target.data_size.0 })
+    let (kind, cipher) = (options.format.kind(), options.format.cipher());
+    Ok(Made { kind, cipher, uuid, size: target.data_size.0 })
 }
 
 fn create_luks(

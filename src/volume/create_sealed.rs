@@ -43,9 +43,9 @@ pub struct SealedFormat {
 }
 
 impl Default for SealedFormat {
-    /// AES-256-GCM, 8 % more room, no anchor.
+    /// AEGIS-256X4, with which it is as fast as a LUKS volume; 8 % more room, no anchor.
     fn default() -> Self {
-        Self { suite: Suite::Aes256Gcm, spare_percent: 8, anchor: None }
+        Self { suite: Suite::Aegis256x4, spare_percent: 8, anchor: None }
     }
 }
 
@@ -64,11 +64,11 @@ impl SealedFormat {
 pub(super) fn check(format: &SealedFormat, place: &Place, pbkdf: Pbkdf) -> Result<()> {
     if place.header.is_some() {
         let what = "a sealed volume keeps its header with its data";
-        return Err(Error::new(ErrorKind::Unsupported, what).hint("leave --header out"));
+        return Err(Error::new(ErrorKind::Unsupported, what).hint("leave --header out, or pass --type luks"));
     }
     if matches!(pbkdf, Pbkdf::Pbkdf2) {
         let what = "key slots of sealed volumes use Argon2id, not PBKDF2";
-        return Err(Error::new(ErrorKind::Unsupported, what).hint("leave --pbkdf out"));
+        return Err(Error::new(ErrorKind::Unsupported, what).hint("leave --pbkdf out, or pass --type luks"));
     }
     if !(1..=100).contains(&format.spare_percent) {
         let what = format!("{} % of spare room; it can be 1 to 100", format.spare_percent);

@@ -41,8 +41,10 @@ fn odd_sizes_are_refused() {
 fn a_label_that_is_too_long() {
     let place = Place::new();
     let label = "x".repeat(48);
-    let outcome = place.run(&format!("format --key-file vm.key --size 1M --label {label} disk.img"));
+    let outcome =
+        place.run(&format!("format --type luks --key-file vm.key --size 1M --label {label} disk.img"));
     assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(!outcome.stderr.contains("for LUKS"), "{outcome:?}");
     assert_eq!(place.names(), ["vm.key"]);
 }
 

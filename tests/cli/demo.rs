@@ -13,7 +13,10 @@ fn the_demo_shows_both_sides_and_cleans_up() {
         1,
         "on the guest's side only: {outcome:?}"
     );
-    assert!(outcome.stdout.contains("not found") && outcome.stdout.contains("-blockdev"), "{outcome:?}");
-    assert_eq!(outcome.stderr, "");
+    let shown = ["sealed, aegis-256x4", "not found", "an error, and no data: EIO", "-blockdev"];
+    assert!(shown.iter().all(|text| outcome.stdout.contains(text)), "{outcome:?}");
+    let logged = outcome.stderr.lines().collect::<Vec<_>>();
+    assert_eq!(logged.len(), 1, "{outcome:?}");
+    assert!(logged[0].contains("block 256 is not what was written there"), "{outcome:?}");
     assert_eq!(place.names(), ["vm.key"]);
 }

@@ -31,7 +31,7 @@ fn a_backup_brings_a_lost_header_back() {
 #[test]
 fn another_volumes_backup_is_refused() {
     let place = Place::with_volume();
-    place.run("format --size 1M --pbkdf pbkdf2 --key-file vm.key other.img").succeeds();
+    place.run("format --size 1M --type luks --pbkdf pbkdf2 --key-file vm.key other.img").succeeds();
     place.run("header backup -o backup other.img").succeeds();
     let before = place.read("disk.img");
     let outcome = place.run("header restore -i backup disk.img");
@@ -62,7 +62,9 @@ fn a_damaged_copy_is_repaired_on_demand() {
 fn a_header_can_be_kept_apart() {
     let place = Place::new();
     place.file("b.key", b"the second key's bytes");
-    place.run("format --size 1M --pbkdf pbkdf2 --key-file vm.key --header h.img disk.img").succeeds();
+    place
+        .run("format --size 1M --type luks --pbkdf pbkdf2 --key-file vm.key --header h.img disk.img")
+        .succeeds();
     assert_eq!((place.read("disk.img").len(), place.read("h.img").len()), (1 << 20, 16 << 20));
     assert_eq!(
         place.run("serve --key-file vm.key --socket s disk.img").code,

@@ -63,7 +63,9 @@ fn a_luks_volume_without_the_end_of_its_data() {
 #[test]
 fn a_header_kept_apart_is_held_against_the_disk() {
     let place = Place::new();
-    place.run("format --size 1M --pbkdf pbkdf2 --header h.img --key-file vm.key disk.img").succeeds();
+    place
+        .run("format --size 1M --type luks --pbkdf pbkdf2 --header h.img --key-file vm.key disk.img")
+        .succeeds();
     let inspect = |args: &str| place.run(&format!("inspect --json {args}"));
     let whole = shown(&inspect("--header h.img disk.img").succeeds());
     assert_eq!(whole["store"], json!({"size": SIZE, "needed": SIZE, "cut_off": false}));

@@ -8,14 +8,16 @@ use crate::harness::{Place, outcome};
 
 #[test]
 fn an_interrupted_format_leaves_nothing() {
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 130), (Signal::KILL, -1)] {
+    let signals = [(Signal::INT, 130), (Signal::TERM, 130), (Signal::KILL, -1)];
+    for (kind, (signal, code)) in ["luks", "sealed"].into_iter().flat_map(|kind| signals.map(|s| (kind, s))) {
         let place = Place::new();
-        let child = place.command("format --key-file vm.key --size 1G disk.img").spawn().unwrap();
+        let format = format!("format --type {kind} --key-file vm.key --size 1G disk.img");
+        let child = place.command(&format).spawn().unwrap();
         // The key derivation is calibrated for about a second.
         std::thread::sleep(Duration::from_millis(300));
         kill_process(Pid::from_child(&child), signal).unwrap();
-        assert_eq!(outcome(child).code, code, "{signal:?}");
-        assert_eq!(place.names(), ["vm.key"], "{signal:?}");
+        assert_eq!(outcome(child).code, code, "{kind}, {signal:?}");
+        assert_eq!(place.names(), ["vm.key"], "{kind}, {signal:?}");
     }
 }
 

@@ -5,10 +5,12 @@ use crate::harness::{KEY, Place};
 #[test]
 fn a_key_from_standard_input() {
     let place = Place::new();
-    let made =
-        place.run_with_input("format --size 1M --pbkdf pbkdf2 --json --key-file - disk.img", KEY).succeeds();
+    let made = place
+        .run_with_input("format --size 1M --type luks --pbkdf pbkdf2 --json --key-file - disk.img", KEY)
+        .succeeds();
     let made: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
     assert_eq!((made["type"].as_str(), made["size"].as_u64()), (Some("luks"), Some(1 << 20)));
+    assert_eq!(made["cipher"], "aes-256-xts");
     let serving = place.serve("--key-file vm.key --socket s disk.img");
     assert_eq!(serving.ready["uuid"], made["uuid"]);
 }

@@ -22,7 +22,9 @@ fn force_and_empty_files_are_taken() {
     let place = Place::with_volume();
     place.file("empty.img", &[]);
     for command in ["--force disk.img", "empty.img"] {
-        place.run(&format!("format --key-file vm.key --pbkdf pbkdf2 --size 2M {command}")).succeeds();
+        place
+            .run(&format!("format --key-file vm.key --type luks --pbkdf pbkdf2 --size 2M {command}"))
+            .succeeds();
     }
     let serving = place.serve("--key-file vm.key --socket s disk.img");
     assert_eq!(serving.ready["size"], 2 << 20);
@@ -32,7 +34,9 @@ fn force_and_empty_files_are_taken() {
 fn preallocated_space_is_there() {
     use std::os::unix::fs::MetadataExt;
     let place = Place::new();
-    place.run("format --key-file vm.key --pbkdf pbkdf2 --size 8M --preallocate disk.img").succeeds();
+    place
+        .run("format --key-file vm.key --type luks --pbkdf pbkdf2 --size 8M --preallocate disk.img")
+        .succeeds();
     let file = std::fs::metadata(place.path("disk.img")).unwrap();
     assert_eq!(file.len(), 24 << 20);
     assert!(file.blocks() * 512 >= 24 << 20, "{} blocks", file.blocks());

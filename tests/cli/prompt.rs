@@ -62,7 +62,7 @@ impl Session {
 #[test]
 fn a_new_passphrase_is_asked_twice_and_not_shown() {
     let place = Place::new();
-    let mut session = Session::start(&place, "format --size 1M --pbkdf pbkdf2 disk.img");
+    let mut session = Session::start(&place, "format --size 1M --type luks --pbkdf pbkdf2 disk.img");
     session.wait_for("New passphrase for disk.img: ");
     assert!(!session.echoes());
     session.type_in(&format!("{PASSPHRASE}\r"));

@@ -5,21 +5,25 @@ use crate::harness::Place;
 #[test]
 fn format_says_which_type_it_made() {
     let place = Place::new();
-    let made = place.run("format --size 1M --key-file vm.key luks.img").succeeds().stdout;
-    assert!(made.starts_with("Made a luks volume of 1 MiB") && made.contains("serve --type luks"), "{made}");
+    let made = place.run("format --type luks --size 1M --key-file vm.key luks.img").succeeds().stdout;
+    assert!(made.starts_with("Made a luks volume of 1 MiB, aes-256-xts, UUID "), "{made}");
+    assert!(made.contains("serve --type luks"), "{made}");
+    let made = place.run("format --size 1M --key-file vm.key usual.img").succeeds().stdout;
+    assert!(made.starts_with("Made a sealed volume of 1 MiB, aegis-256x4, UUID "), "{made}");
+    assert!(made.contains("serve --type sealed"), "{made}");
     let made = place.run(
-        "format --type sealed --suite aegis-256x4 --anchor file:vm.anchor --size 1M --key-file vm.key disk.img",
+        "format --type sealed --suite aes-256-gcm --anchor file:vm.anchor --size 1M --key-file vm.key disk.img",
     );
     let made = made.succeeds().stdout;
-    assert!(made.starts_with("Made a sealed volume of 1 MiB"), "{made}");
+    assert!(made.starts_with("Made a sealed volume of 1 MiB, aes-256-gcm, UUID "), "{made}");
     assert!(
         made.contains("serve --type sealed --key-file vm.key --anchor file:vm.anchor disk.img"),
         "{made}"
     );
-    assert_eq!(place.names(), ["disk.img", "luks.img", "vm.anchor", "vm.anchor.lock", "vm.key"]);
+    assert_eq!(place.names(), ["disk.img", "luks.img", "usual.img", "vm.anchor", "vm.anchor.lock", "vm.key"]);
     let listed = place.run("inspect --json disk.img").succeeds().stdout;
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-    assert_eq!((&listed["suite"], &listed["anchor_mode"]), (&"aegis-256x4".into(), &"strict".into()));
+    assert_eq!((&listed["suite"], &listed["anchor_mode"]), (&"aes-256-gcm".into(), &"strict".into()));
     let serving = place.serve("--type sealed --key-file vm.key --anchor file:vm.anchor --socket s disk.img");
     assert_eq!(serving.ready["size"], 1 << 20);
     assert_eq!(serving.ready["type"], "sealed");
@@ -30,14 +34,22 @@ fn what_a_format_does_not_have_is_refused() {
     let place = Place::new();
     for (args, sentence) in [
         ("--type sealed --sector-size 512", "--sector-size is for LUKS volumes only"),
-        ("--type sealed --label x", "--label is for LUKS volumes only"),
-        ("--suite aes-256-gcm", "--suite is for sealed volumes only"),
-        ("--spare 9%", "--spare is for sealed volumes only"),
-        ("--anchor file:a", "--anchor is for sealed volumes only"),
+        ("--label x", "--label is for LUKS volumes only"),
+        ("--type luks --suite aes-256-gcm", "--suite is for sealed volumes only"),
+        ("--type luks --spare 9%", "--spare is for sealed volumes only"),
+        ("--type luks --anchor file:a", "--anchor is for sealed volumes only"),
         ("--type sealed --anchor-mode lazy", "--anchor-mode needs --anchor file:PATH"),
         ("--type sealed --anchor none --anchor-mode lazy", "--anchor-mode needs --anchor file:PATH"),
     ] {
         place.run(&format!("format {args} --size 1M --key-file vm.key disk.img")).fails(1, sentence);
+    }
+    for (args, hint) in [
+        ("--label x", "pass --type luks, or leave --label out"),
+        ("--header h", "leave --header out, or pass --type luks"),
+        ("--pbkdf pbkdf2", "leave --pbkdf out, or pass --type luks"),
+    ] {
+        let outcome = place.run(&format!("format {args} --size 1M --key-file vm.key disk.img"));
+        assert!(outcome.stderr.contains(hint), "{outcome:?}");
     }
     for (args, code, sentence) in [
         ("--header h", 4, "a sealed volume keeps its header with its data"),

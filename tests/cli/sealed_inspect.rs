@@ -15,7 +15,7 @@ fn a_header_is_shown_without_a_key() {
     let shown = inspect(&place, "");
     for (field, value) in [
         ("type", "sealed"),
-        ("suite", "aes-256-gcm"),
+        ("suite", "aegis-256x4"),
         ("anchor_mode", "none"),
         ("copy_a", "whole"),
         ("copy_b", "the same"),
@@ -27,7 +27,7 @@ fn a_header_is_shown_without_a_key() {
     assert_eq!(shown["usage"], serde_json::Value::Null);
     let text = place.run("inspect disk.img").succeeds().stdout;
     for line in
-        ["format           sealed", "suite            aes-256-gcm", "anchor mode      none", "key slot 0"]
+        ["format           sealed", "suite            aegis-256x4", "anchor mode      none", "key slot 0"]
     {
         assert!(text.contains(line), "{text}");
     }

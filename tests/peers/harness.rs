@@ -196,7 +196,7 @@ impl Volume {
     /// What the key file of every volume holds.
     pub(crate) const PASSPHRASE: &str = "correct horse battery staple 4711";
 
-    /// A volume of `size` bytes that hostveil formats in `place`, its key derivation a cheap one.
+    /// A LUKS volume of `size` bytes that hostveil formats in `place`, its key derivation a cheap one.
     pub(crate) fn format(place: &Path, size: u64, options: &[&str]) -> Self {
         let volume = Self::named(place, "disk.img");
         let size = size.to_string();
@@ -215,7 +215,10 @@ impl Volume {
     /// The command that formats it, to which the disk must be added.
     pub(crate) fn format_command(&self, options: &[&str]) -> Command {
         let mut command = hostveil();
-        command.args(["format", "--key-file"]).arg(&self.key).args(["--pbkdf", "pbkdf2"]).args(options);
+        command
+            .args(["format", "--type", "luks", "--pbkdf", "pbkdf2", "--key-file"])
+            .arg(&self.key)
+            .args(options);
         command
     }
 

@@ -50,7 +50,7 @@ const CHEAP: &str = "-q --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
 #[test]
 fn cryptsetup_manages_the_keys_of_our_volumes() {
     let turn = Turn::new();
-    turn.ours("format --size 4M --pbkdf pbkdf2 --key-file first disk.img").run();
+    turn.ours("format --size 4M --type luks --pbkdf pbkdf2 --key-file first disk.img").run();
     turn.theirs(&format!("luksAddKey {CHEAP} --key-file first disk.img second")).run();
     assert!(turn.opens("first") && turn.opens("second") && !turn.opens("third"));
     turn.theirs(&format!("luksChangeKey {CHEAP} --key-file second disk.img third")).run();
@@ -92,7 +92,7 @@ fn we_manage_the_keys_of_its_volumes() {
 #[test]
 fn backups_are_exchanged() {
     let turn = Turn::new();
-    turn.ours("format --size 4M --pbkdf pbkdf2 --key-file first disk.img").run();
+    turn.ours("format --size 4M --type luks --pbkdf pbkdf2 --key-file first disk.img").run();
     turn.ours("header backup -o ours disk.img").run();
     turn.theirs("luksHeaderBackup disk.img --header-backup-file theirs").run();
     let read = |name| std::fs::read(turn.0.join(name)).unwrap();
@@ -108,7 +108,7 @@ fn backups_are_exchanged() {
 #[test]
 fn detached_headers_are_exchanged() {
     let turn = Turn::new();
-    turn.ours("format --size 4M --pbkdf pbkdf2 --key-file first --header ours disk.img").run();
+    turn.ours("format --size 4M --type luks --pbkdf pbkdf2 --key-file first --header ours disk.img").run();
     turn.theirs("open --test-passphrase --key-file first --header ours disk.img").run();
     for name in ["theirs", "data"] {
         std::fs::File::create(turn.0.join(name)).unwrap().set_len(16 << 20).unwrap();

@@ -1,4 +1,4 @@
-//! AEGIS-256X4, written from draft-irtf-cfrg-aegis-aead in safe code, slowly and plainly: the measure of
+//! AEGIS-256X4, written from RFC 10032 in safe code, slowly and plainly: the measure of
 //! libaegis.
 //!
 //! The AES round is that of the crate `aes`, which works in constant time without tables where the
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use aegis::aegis256x4::Aegis256X4;
 
-    /// draft-irtf-cfrg-aegis-aead, "AEGIS-256X4 Test Vectors", 1 and 2; and that the library agrees.
+    /// RFC 10032, "AEGIS-256X4 Test Vectors", 1 and 2; and that the library agrees.
     #[test]
     fn the_drafts_vectors() {
         let key: [u8; 32] = std::array::from_fn(|n| u8::try_from(n).unwrap());

@@ -39,7 +39,8 @@ Examples:
   hostveil-bench overhead --io read /dev/vg0/vm,key-file=vm.key";
 
 /// Without --servers.
-const DEFAULT: [&str; 5] = ["plain", "hostveil-luks", "hostveil-sealed", "qemu-luks", "nbdkit-luks"];
+const DEFAULT: [&str; 6] =
+    ["plain", "hostveil-luks", "hostveil-sealed", "hostveil-sealed-aegis", "qemu-luks", "nbdkit-luks"];
 /// The row of the loop without any I/O.
 pub(crate) const ALONE: &str = "alone";
 

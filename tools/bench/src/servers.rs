@@ -60,7 +60,7 @@ pub(crate) const KINDS: &[Kind] = &[
         name: "hostveil-sealed",
         about: "hostveil serving a sealed volume, AES-256-GCM",
         program: Program::Hostveil,
-        prepare: |s| Ok(vec![s.format(&["--type", "sealed"])]),
+        prepare: |s| Ok(vec![s.format(&["--type", "sealed", "--suite", "aes-256-gcm"])]),
         serve: hostveil_serve,
     },
     Kind {

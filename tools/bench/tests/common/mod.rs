@@ -68,7 +68,7 @@ impl Place {
         std::fs::write(self.path("vm.key"), "a key").unwrap();
         std::fs::set_permissions(self.path("vm.key"), PermissionsExt::from_mode(0o600)).unwrap();
         let mut command = Command::new(hostveil());
-        command.args("format --size 16M --pbkdf pbkdf2 --key-file vm.key disk.img".split(' '));
+        command.args("format --size 16M --type luks --pbkdf pbkdf2 --key-file vm.key disk.img".split(' '));
         let output = command.current_dir(self.dir.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
