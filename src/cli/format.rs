@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// The file to make, or the block device to use
     disk: PathBuf,
 
-    /// Keep the header and its key slots in this file, apart from the data
+    /// LUKS: keep the header and its key slots in this file, apart from the data
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
 
