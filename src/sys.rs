@@ -114,8 +114,8 @@ pub fn lock_in_place(start: NonNull<u8>, len: usize) -> bool {
     unsafe { rustix::mm::mlock(start.as_ptr().cast(), len) }.is_ok()
 }
 
-/// Starts writing all dirty pages of a file back, and waits for none of them. An error is left for the next
-/// `fdatasync` to report: this call neither tells nor consumes it (`sync_file_range(2)` without its waits).
+/// Starts writing all dirty pages of a file back, and waits for none of them, but may for room in the device's queue. An
+/// error is left for the next `fdatasync` to report: this call neither tells nor consumes it (`sync_file_range(2)` without its waits).
 pub fn start_writeback(file: BorrowedFd<'_>) {
     // SAFETY: the call touches no memory of ours; a wrong descriptor would be an error and nothing else.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };

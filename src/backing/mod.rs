@@ -45,8 +45,8 @@ pub trait Backing: Send + Sync {
     /// Makes every write that has returned durable (`fdatasync`).
     fn sync(&self) -> Result<()>;
 
-    /// Starts writing what was written to the medium, so that the next `sync` has less to wait for. It waits for
-    /// nothing, promises nothing, and leaves every error to that `sync`. The default does nothing.
+    /// Starts writing what was written to the medium, so that the next `sync` has less to wait for. It promises
+    /// nothing, and leaves every error to that `sync`. The default does nothing.
     fn start_writing(&self) {}
 
     /// Forgets what is cached of the store, so that reads show what is on the medium: after a write-back
