@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::ThreadId;
 
 use hostveil::block::{
     BlockDevice, Buffer, BufferPool, ByteGranular, Capabilities, Discard, Disk, Durability, Extent, Geometry,
@@ -26,6 +27,8 @@ pub(crate) struct Probe {
     gate: Mutex<bool>,
     opened: Condvar,
     pub(crate) flushes: AtomicUsize,
+    /// The threads that began to read, in that order.
+    pub(crate) readers: Mutex<Vec<ThreadId>>,
 }
 
 struct ProbeDevice {
@@ -42,6 +45,7 @@ impl BlockDevice for ProbeDevice {
     }
     fn read(&self, at: Range, into: &mut [u8]) -> Result<()> {
         let start = usize::try_from(at.offset().0).unwrap();
+        self.probe.readers.lock().unwrap().push(std::thread::current().id());
         if start < 4096 {
             let gate = self.probe.gate.lock().unwrap();
             drop(self.probe.opened.wait_while(gate, |open| !*open).unwrap());

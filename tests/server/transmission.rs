@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hostveil::nbd::Form;
 use hostveil::serve::Limits;
@@ -78,6 +79,31 @@ fn another_thread_reads_on_while_a_large_request_is_carried_out() {
     assert_eq!(client.outcome(), (1, 0));
     client.data(64 << 10);
     assert!(client.read(4096, 512).is_ok(), "both threads go on");
+}
+
+/// How many of five reads of 64 KiB that arrive together another thread begins while the first cannot end.
+fn reads_of_another_thread() -> usize {
+    let running = Running::with_limits(Limits { cpus: 2, ..Limits::default() });
+    let mut client = running.attach(Form::Simple);
+    let read = |number: u64| request(Form::Simple, NBD_CMD_READ, 0, number, number * (64 << 10), 64 << 10);
+    client.send(&(0..5).flat_map(read).collect::<Vec<_>>());
+    // The first waits at the gate, and with it all that its thread has still to carry out.
+    std::thread::sleep(Duration::from_millis(20));
+    let readers = running.probe.readers.lock().unwrap().clone();
+    running.open_gate();
+    for _ in 0..5 {
+        assert_eq!(client.outcome().1, 0);
+        client.data(64 << 10);
+    }
+    readers.iter().filter(|reader| **reader != readers[0]).count()
+}
+
+/// One turn takes 256 KiB of reads. On a busy machine it may end before, after a millisecond.
+#[test]
+fn large_reads_that_arrive_together_pass_the_turn_together() {
+    let seen: Vec<usize> =
+        (0..50).map(|_| reads_of_another_thread()).take_while(|reads| *reads != 1).collect();
+    assert!(seen.len() < 50, "no four of five reads shared a turn: {seen:?}");
 }
 
 #[test]
