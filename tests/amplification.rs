@@ -200,10 +200,7 @@ impl Rig {
         static RIG: OnceLock<Mutex<Rig>> = OnceLock::new();
         let rig = RIG.get_or_init(|| {
             let mut rig = Rig::new(PARAMETERS, None);
-            for _ in 0..PARAMETERS.logical_blocks / 256 {
-                rig.write_on(256);
-                rig.keep_up();
-            }
+            rig.write_mebibytes(PARAMETERS.logical_blocks / 256);
             Mutex::new(rig)
         });
         rig.lock().unwrap_or_else(PoisonError::into_inner)
@@ -253,6 +250,14 @@ impl Rig {
         let first = self.next;
         self.next = (first + blocks) % self.blocks();
         self.write(first, blocks);
+    }
+
+    /// So many MiB in order, each with what a server's thread does beside it.
+    fn write_mebibytes(&mut self, count: u64) {
+        for _ in 0..count {
+            self.write_on(256);
+            self.keep_up();
+        }
     }
 
     fn write_anywhere(&mut self) {
@@ -327,10 +332,7 @@ fn streaming_random_writes() {
 #[test]
 fn pages_next_to_each_other_are_written_together() {
     let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, 8), None, None);
-    for _ in 0..(1 << 18) / 256 {
-        rig.write_on(256);
-        rig.keep_up();
-    }
+    rig.write_mebibytes(1024);
     let Counts { other, writes, .. } = rig.count(1, Rig::write_anywhere).checkpoint;
     println!("a checkpoint: {} blocks by {writes} writes", other / BLOCK);
     assert!(other / BLOCK > 2000 && writes < 100, "{} blocks by {writes} writes", other / BLOCK);
@@ -340,10 +342,7 @@ fn pages_next_to_each_other_are_written_together() {
 #[test]
 fn data_is_on_its_way_to_the_medium_before_a_checkpoint_syncs() {
     let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, 8), None, None);
-    for _ in 0..(1 << 18) / 256 {
-        rig.write_on(256);
-        rig.keep_up();
-    }
+    rig.write_mebibytes(1024);
     rig.flush_and_checkpoint();
     let store = Arc::clone(&rig.store);
     [&store.most_waiting, &store.most_synced].iter().for_each(|most| most.store(0, Ordering::Relaxed));
@@ -413,15 +412,9 @@ fn a_small_volume_with_room_takes_many_writes_without_a_sync() {
     let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, 8), None, None);
     let before = rig.store.now();
     // 3/4 of 1 GiB, less a group that is not in the journal yet.
-    for _ in 0..700 {
-        rig.write_on(256);
-        rig.keep_up();
-    }
+    rig.write_mebibytes(700);
     assert_eq!((rig.tally.checkpoints, rig.store.now().since(before).syncs), (0, 0));
-    for _ in 0..300 {
-        rig.write_on(256);
-        rig.keep_up();
-    }
+    rig.write_mebibytes(300);
     assert!(rig.tally.checkpoints > 0, "the overlay has a bound");
 }
 
@@ -431,10 +424,7 @@ fn a_small_volume_with_room_takes_many_writes_without_a_sync() {
 fn no_writer_to_a_full_volume_commits_or_runs_a_checkpoint_itself() {
     for percent in [3, 20] {
         let mut rig = Rig::with_limits(Parameters::for_volume(1 << 18, percent), None, None);
-        for _ in 0..(1 << 18) / 256 {
-            rig.write_on(256);
-            rig.keep_up();
-        }
+        rig.write_mebibytes(1024);
         rig.flush_and_checkpoint();
         let (spare, before) = (rig.device.usage().free_blocks, rig.tally.checkpoints);
         for _ in 0..3 * spare {
