@@ -43,7 +43,7 @@ pub struct SealedFormat {
 }
 
 impl Default for SealedFormat {
-    /// AEGIS-256X4, with which it is as fast as a LUKS volume; 8 % more room, no anchor.
+    /// AEGIS-256X4, the fastest of the suites; 8 % more room, no anchor.
     fn default() -> Self {
         Self { suite: Suite::Aegis256x4, spare_percent: 8, anchor: None }
     }

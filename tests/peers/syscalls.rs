@@ -1,4 +1,4 @@
-//! How many system calls a request of 4 KiB costs, as strace counts them.
+//! How many system calls a request of 4 KiB costs, as strace counts them, and one that nobody would miss.
 //!
 //! strace makes every call that it sees slow, and a server that finds its disk slow hands requests to
 //! workers. So it does not see those that the disk's time consists of: the kernel counts these itself.
@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, READ, WRITE};
+use crate::form::Form;
 use crate::harness::{MIB, Scratch, Server, Volume, find_peer};
 
 const PAGE: u32 = 4096;
@@ -151,4 +152,25 @@ fn of_thirty_two_requests_at_a_time_each_takes_little_more_than_one() {
         // One to receive and one to answer for each 32, and as many again where a socket's buffer splits them.
         assert!(calls.values().sum::<u64>() <= REQUESTS + 4 * REQUESTS / 32, "command {command}: {calls:?}");
     }
+}
+
+/// A call that the sandbox's table lacks would fail without a word, and only the disk's owner would notice.
+#[test]
+fn a_sealed_volumes_data_is_on_its_way_to_the_disk_without_a_flush() {
+    let place = Scratch::new();
+    let volume = Form::Sealed.make(place.path(), 64 * MIB);
+    let (strace, path) = (find_peer("strace"), place.path().join("trace"));
+    let mut wrapper = vec![strace.to_str().unwrap()];
+    wrapper.extend("-D -f -qq --seccomp-bpf -e signal=none -e trace=sync_file_range -o".split(' '));
+    wrapper.push(path.to_str().unwrap());
+    let server = volume.serve().wrapped(&wrapper).start();
+    let (writes, replies) = requests(WRITE, 40, 1 << 20);
+    Client::connect(&server).exchange(&writes, replies);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let done = |line: &str| line.contains("sync_file_range(") && line.trim_end().ends_with("= 0");
+    while !std::fs::read_to_string(&path).unwrap().lines().any(done) {
+        assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(&path).unwrap());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.stop();
 }
